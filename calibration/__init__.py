@@ -1,0 +1,1 @@
+"""Calibrators: how the range of a tensor is chosen, one file each."""

@@ -1,0 +1,1 @@
+"""Devices: where a model runs and is measured, one file each."""

@@ -1,0 +1,32 @@
+"""The contract of a device: where a model runs and is measured."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from edgekd.spec import Options
+
+__all__ = ["Device"]
+
+
+class Device:
+    """A place to run.
+
+    Args:
+        options: this device's options.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the device and its state: processor, features, cores, memory, governor, clocks,
+        temperatures; a value the device does not tell is None."""
+        raise NotImplementedError
+
+    def pinned(self, threads: int) -> AbstractContextManager[list[int]]:
+        """Pin this process to `threads` cores for the duration; gives the cores."""
+        raise NotImplementedError

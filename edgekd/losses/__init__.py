@@ -1,0 +1,1 @@
+"""Losses: what knowledge is matched, one file each."""

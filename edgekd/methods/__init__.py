@@ -1,0 +1,1 @@
+"""Methods: who learns from whom, one file each."""

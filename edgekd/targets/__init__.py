@@ -1,0 +1,1 @@
+"""Targets: a runtime and its numerics, one file each."""

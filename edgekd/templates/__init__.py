@@ -1,0 +1,1 @@
+"""Templates of the reports and of `edgekd init`."""
