@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from edgekd.spec import Options
+from edgekd import spec
 
 __all__ = ["Device"]
 
@@ -17,9 +17,9 @@ class Device:
         options: this device's options.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[spec.Options]] = spec.Options
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: spec.Options) -> None:
         self.options = options
 
     def fingerprint(self) -> dict[str, Any]:
@@ -28,5 +28,5 @@ class Device:
         raise NotImplementedError
 
     def pinned(self, threads: int) -> AbstractContextManager[list[int]]:
-        """Pin this process to `threads` cores for the duration; gives the cores."""
+        """Pin this process to `threads` cores for the duration; gives the cores, none where it cannot be done."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from edgekd.spec import Options
+from edgekd import spec
 
 __all__ = ["Loss", "Outputs", "Step"]
 
@@ -61,11 +61,11 @@ class Loss(nn.Module):
     parameters are its connectors': they train with the student and are never exported.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[spec.Options]] = spec.Options
     family: ClassVar[Literal["response", "feature", "relation", "attention", "graph"]]
     needs_teacher: ClassVar[bool] = True
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: spec.Options) -> None:
         super().__init__()
         self.options = options
 

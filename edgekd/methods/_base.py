@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from edgekd import spec
 from edgekd.losses._base import Loss
-from edgekd.spec import Options
 
 __all__ = ["Batch", "Method", "Term", "WeightedLoss"]
 
@@ -59,15 +59,16 @@ class Method(nn.Module):
         losses: the weighted terms; their connectors train with the student.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[spec.Options]] = spec.Options
     needs_teacher: ClassVar[bool] = True
 
     def __init__(self, student: nn.Module, teachers: Sequence[nn.Module], losses: Sequence[WeightedLoss]) -> None:
         super().__init__()
         self.student = student
         self.teachers = list(teachers)  # a list keeps them out of parameters(), train() and state_dict()
-        self.losses = tuple(losses)
-        self.connectors = nn.ModuleDict({f"{i}_{term.name}": term.loss for i, term in enumerate(losses)})
+        self.losses = _named_once(losses)
+        # a module's name must not contain the dots of a user's own `package.module:Loss`
+        self.connectors = nn.ModuleDict({term.name.replace(".", "_"): term.loss for term in self.losses})
 
     def prepare(self, example: Tensor) -> None:
         """Check shapes and build connectors from one example input, before the optimizer exists."""
@@ -77,6 +78,10 @@ class Method(nn.Module):
         """The loss terms of one step, by name."""
         raise NotImplementedError
 
+    def forward(self, batch: Batch) -> Mapping[str, Term]:
+        """The same as `terms`; a wrapper for several processes calls it."""
+        return self.terms(batch)
+
     def trained(self) -> Iterable[nn.Module]:
         """Modules whose parameters the optimizer gets."""
         return (self.student, self.connectors)
@@ -84,3 +89,14 @@ class Method(nn.Module):
     def exported(self) -> nn.Module:
         """The network to ship: no teacher, connector, tap or peer in it."""
         return self.student
+
+
+def _named_once(losses: Sequence[WeightedLoss]) -> tuple[WeightedLoss, ...]:
+    """Tell two terms of the same loss apart: hint, hint#2."""
+    seen: dict[str, int] = {}
+    named = []
+    for term in losses:
+        seen[term.name] = seen.get(term.name, 0) + 1
+        name = term.name if seen[term.name] == 1 else f"{term.name}#{seen[term.name]}"
+        named.append(WeightedLoss(name, term.loss, term.weight))
+    return tuple(named)

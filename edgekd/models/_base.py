@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from edgekd.spec import Options
+from edgekd import spec
 
 __all__ = ["ModelFactory"]
 
@@ -19,9 +19,9 @@ class ModelFactory:
         argument: what stood after the colon of the model's name ("" if nothing): `timm:NAME` gives NAME.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[spec.Options]] = spec.Options
 
-    def __init__(self, options: Options, argument: str = "") -> None:
+    def __init__(self, options: spec.Options, argument: str = "") -> None:
         self.options = options
         self.argument = argument
 

@@ -12,6 +12,8 @@ from edgekd.spec import Options, Runner
 if TYPE_CHECKING:
     import onnx
 
+    from edgekd.recipe import ExportSettings
+
 __all__ = ["Audit", "Built", "Island", "Numerics", "Target"]
 
 
@@ -95,13 +97,37 @@ class Target:
         raise NotImplementedError
 
     def audit(self, path: Path) -> Audit:
-        """Which operators of an ONNX file run as int8 here, and why the others do not."""
+        """Which operators of an int8 ONNX file run as int8 here, and why the others do not.
+
+        Raises:
+            BackendMissing: the audit needs the target's library.
+        """
         raise NotImplementedError
 
+    def build(self, path: Path, *, settings: ExportSettings) -> list[Built]:
+        """Make what the device loads from a finished ONNX file, beside it; nothing where it loads the file itself.
+
+        Raises:
+            BackendMissing: the target's library is not here; see `missing`.
+        """
+        return []
+
+    def missing(self) -> str | None:
+        """Why `build` and `audit` cannot work on this machine, None if they can."""
+        return None
+
+    def reference(self, path: Path, *, threads: int = 1) -> Runner:
+        """A runner that computes what the file means, on any machine: for parity."""
+        return self.runner(path, threads=threads)
+
     def runner(self, path: Path, *, threads: int = 1) -> Runner:
-        """A runner of an ONNX file on this machine.
+        """The runner whose latency counts.
 
         Raises:
             BackendMissing: the runtime or the hardware is not here.
         """
         raise NotImplementedError
+
+    def absent_here(self) -> str | None:
+        """Why latency measured on this machine would say nothing about the target, None if it would."""
+        return None

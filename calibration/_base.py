@@ -1,0 +1,75 @@
+"""The contract of a calibrator: from a tensor's histogram to the range that int8 codes cover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from edgekd.calibration._histogram import Histogram
+from edgekd.spec import Options
+
+__all__ = ["Calibrator", "Grid"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An integer grid.
+
+    Args:
+        low: lowest code.
+        high: highest code.
+        symmetric: zero-point fixed at 0.
+    """
+
+    low: int
+    high: int
+    symmetric: bool
+
+    def parameters(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero-point of the range [minimum, maximum], widened to hold 0.
+
+        Args:
+            minimum: any shape.
+            maximum: same shape.
+
+        Returns:
+            scale (> 0) and zero-point (int32), both of that shape. A range that starts at 0 has its
+            zero-point at the lowest code, which is what lets a runtime absorb a ReLU.
+
+        >>> Grid(0, 255, False).parameters(torch.tensor(0.0), torch.tensor(2.55))
+        (tensor(0.0100), tensor(0, dtype=torch.int32))
+        """
+        minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
+        tiny = torch.finfo(torch.float32).eps
+        if self.symmetric:
+            scale = torch.maximum(-minimum / -self.low, maximum / self.high).clamp(min=tiny)
+            return scale, torch.zeros_like(scale, dtype=torch.int32)
+        scale = ((maximum - minimum) / (self.high - self.low)).clamp(min=tiny)
+        zero_point = (self.low - torch.round(minimum / scale)).clamp(self.low, self.high)
+        return scale, zero_point.to(torch.int32)
+
+    def quantize(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """The values that the codes stand for: quantized and dequantized, same shape."""
+        codes = torch.round(values / scale + zero_point).clamp(self.low, self.high)
+        return (codes - zero_point) * scale
+
+
+class Calibrator:
+    """Chooses the range of a tensor from its histogram."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def range(self, histogram: Histogram, grid: Grid) -> tuple[float, float]:
+        """(minimum, maximum) to be covered by the grid.
+
+        Args:
+            histogram: at least one value was counted.
+            grid: the codes that will cover the range.
+        """
+        raise NotImplementedError

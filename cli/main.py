@@ -1,0 +1,169 @@
+"""The `edgekd` command: its verbs, and the one place where an error becomes a message and an exit code.
+
+Exit codes: 0 done; 1 a valid negative (budget missed, parity or gate failed); 2 wrong usage or recipe; 3 an artifact
+is missing, damaged or of the wrong kind, or the disk refused; 4 a backend or device is not available; 5 an
+inconclusive measurement; 70 a fault of edgekd; 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import edgekd
+from edgekd.cli import bench, doctor, init, listing, report, show, stages, verify
+from edgekd.cli.render import Failure, Outcome, show_failure, show_outcome, write
+from edgekd.errors import EdgeKDError
+
+__all__ = ["app", "main"]
+
+_SECTIONS = {
+    "Start": ("init", "list", "doctor"),
+    "Work": tuple(stages.STAGES),
+    "Measure": ("bench",),
+    "Look": ("report", "show", "verify"),
+}
+_STOPPED = "finished stages are kept, and the same command goes on where it stopped."
+_BUG = (
+    "This is a fault of edgekd, not of yours. Please report it with the traceback and the output of"
+    " `edgekd doctor --json`."
+)
+
+
+class Verbs(TyperGroup):
+    """The verbs, listed by what they are for."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections of `edgekd --help`."""
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=70)) for name in names])
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order of their sections."""
+        return [name for names in _SECTIONS.values() for name in names]
+
+
+# plain help: rich help triples the time of `edgekd --help`
+app = typer.Typer(
+    cls=Verbs,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        write(sys.stdout, f"edgekd {edgekd.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def edgekd_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """From a float32 teacher to a verified int8 student that is fast on the device.
+
+    \b
+    edgekd init my-project && edgekd run my-project/recipe.toml
+    """
+
+
+for _module in (stages, bench, report, show, verify, listing, doctor, init):
+    _module.register(app)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; not an Exception, so that only clean-up code sees it on its way out."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line; those of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        _prepare_process()
+        ended = typer.main.get_command(app)(args=given, prog_name="edgekd", standalone_mode=False)
+        if isinstance(ended, Outcome):
+            return show_outcome(ended)
+        # typer turns Ctrl-C into this code
+        return show_failure(_interrupted(), as_json=as_json) if ended == 130 else int(ended or 0)
+    except KeyboardInterrupt:
+        return show_failure(_interrupted(), as_json=as_json)
+    except _Terminated:
+        return show_failure(Failure("Terminated", f"Terminated: {_STOPPED}", 143), as_json=as_json)
+    except Exception as error:
+        return show_failure(failure_of(error), as_json=as_json)
+
+
+def failure_of(error: Exception) -> Failure:
+    """What the user is told about an error, and the command's exit code."""
+    kind = type(error).__name__
+    if isinstance(error, EdgeKDError):
+        return Failure(kind, str(error), error.exit_code)
+    if callable(formatted := getattr(error, "format_message", None)):  # typer's own errors: wrong usage
+        return Failure("UsageError", _usage(error, str(formatted())), 2)
+    if isinstance(error, typer.Abort):
+        return Failure("Aborted", "Aborted.", 1)
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return Failure(
+            "OutOfMemory", f"Out of memory. Lower batch_size, or the size of the images. {_first_line(error)}".rstrip(), 3
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return Failure("StorageError", f"{error.filename or 'The disk'}: {error.strerror}; {_STOPPED}", 3)
+    return _bug(error)
+
+
+def _bug(error: Exception) -> Failure:
+    import traceback
+
+    return Failure(type(error).__name__, f"{error!r}\n{_BUG}", 70, "".join(traceback.format_exception(error)))
+
+
+def _usage(error: Exception, message: str) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "edgekd"
+    return f"{message.rstrip()}\nTry `{command} --help`."
+
+
+def _interrupted() -> Failure:
+    return Failure("Interrupted", f"Interrupted: {_STOPPED}", 130)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
+
+
+def _prepare_process() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot draw a sign is no reason to stop
+    if hasattr(signal, "SIGTERM") and _in_main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated

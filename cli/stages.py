@@ -1,0 +1,117 @@
+"""`edgekd run` and its single stages: train, distill, quantize, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.cli import options
+from edgekd.cli.render import Outcome, facts
+
+if TYPE_CHECKING:
+    import typer
+
+    from edgekd.pipeline import Stage
+    from edgekd.recipe import Recipe
+
+__all__ = ["STAGES", "carry_out", "register"]
+
+STAGES: dict[str, tuple[Stage, str]] = {
+    "run": ("report", "Do everything a recipe asks for; what is there already is not redone."),
+    "train": ("train", "Train the teacher, or take it from its weights."),
+    "distill": ("distill", "Train the student, with the teacher and alone."),
+    "quantize": ("quantize", "Make the student int8, for every target."),
+    "export": ("export", "Write ONNX files and engines, checked against torch."),
+}
+_DETAILS = """Stages whose result is there are skipped, so a command that was stopped goes on where it was.
+
+\b
+edgekd {verb} recipe.toml
+edgekd {verb} recipe.toml --set seed=1 --out runs/second
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb, (until, summary) in STAGES.items():
+        app.command(verb, help=f"{summary}\n\n{_DETAILS.format(verb=verb)}")(_verb(until))
+
+
+def _verb(until: Stage) -> Callable[..., Outcome]:
+    def verb(
+        recipe: options.RecipeFile,
+        set_values: options.SetValues = None,
+        out: options.OptionalOut = None,
+        check: options.Check = False,
+        overwrite: options.Overwrite = False,
+        as_json: options.AsJson = False,
+        quiet: options.Quiet = False,
+    ) -> Outcome:
+        if check:
+            return _plan(recipe, set_values or [], out, as_json=as_json, quiet=quiet)
+        return carry_out(
+            recipe, set_values or [], until, out=out, overwrite=overwrite, as_json=as_json, quiet=quiet
+        )
+
+    return verb
+
+
+def carry_out(
+    path: Path,
+    overrides: list[str],
+    until: Stage,
+    *,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> Outcome:
+    """Run a recipe up to a stage, showing progress; its report is the result."""
+    from edgekd.cli.progress import watching
+
+    with watching(quiet=quiet) as watcher:
+        from edgekd import pipeline
+        from edgekd.pipeline._planned import planned
+
+        recipe = _load(path, overrides)
+        watcher.plan(planned(recipe, until))
+        result = pipeline.run(
+            recipe,
+            out=out or _default_out(recipe),
+            recipe_file=path,
+            until=until,
+            overwrite=overwrite,
+            watcher=watcher,
+        )
+    from edgekd.report import render_terminal, to_json
+
+    return Outcome(
+        as_json,
+        lambda: to_json(result.report),
+        lambda: [*render_terminal(result.report), f"Report: {result.out / 'report.html'}"],
+        result.exit_code,
+    )
+
+
+def _plan(path: Path, overrides: list[str], out: Path | None, *, as_json: bool, quiet: bool) -> Outcome:
+    import json
+
+    from edgekd.cli.progress import watching
+
+    with watching(quiet=quiet):
+        from edgekd import pipeline
+
+        recipe = _load(path, overrides)
+        plan: dict[str, Any] = pipeline.check(recipe, recipe_file=path, out=out or _default_out(recipe))
+    return Outcome(as_json, lambda: json.dumps(plan, indent=2), lambda: [facts("Plan", plan)])
+
+
+def _load(path: Path, overrides: list[str]) -> Recipe:
+    from edgekd.recipe import load_recipe
+
+    return load_recipe(path, overrides)
+
+
+def _default_out(recipe: Recipe) -> Path:
+    return Path("runs") / recipe.name

@@ -1,0 +1,115 @@
+"""How long a run will take yet, from how long it took so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekd.pipeline._planned import PlannedStage
+
+__all__ = ["Clock", "clock_time", "span"]
+
+_SETTLED_SECONDS = 1.0  # the first steps of a stage are slower than the rest: say nothing yet
+
+
+class Clock:
+    """Time of the current stage and of the whole run, spent and left.
+
+    Args:
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.name = ""
+        self.fraction = 0.0
+        self._now = now
+        self._begun = now()
+        self._started: float | None = None
+        self._planned: dict[str, PlannedStage] = {}
+        self._trained_seconds = self._trained_epochs = 0.0
+
+    def plan(self, stages: Mapping[str, PlannedStage]) -> None:
+        """The stages to come."""
+        self._planned = dict(stages)
+
+    def stage(self, name: str, *, cached: bool) -> None:
+        """A stage starts; a cached one takes no time and tells nothing about the others."""
+        self.name, self.fraction = name, 0.0
+        self._started = None if cached else self._now()
+        if cached:
+            self._planned.pop(name, None)
+
+    def progress(self, done: int, total: int) -> None:
+        """The current stage went on."""
+        self.fraction = min(1.0, done / total) if total > 0 else 0.0
+
+    def end(self) -> float | None:
+        """The current stage ends: its seconds, or None if none was at work."""
+        if self._started is None:
+            return None
+        seconds, stage = self._now() - self._started, self._planned.pop(self.name, None)
+        if stage is not None and stage.epochs:
+            self._trained_seconds += seconds
+            self._trained_epochs += stage.epochs
+        self._started = None
+        return seconds
+
+    def spent(self) -> float:
+        """Seconds since the run began."""
+        return self._now() - self._begun
+
+    def stage_left(self) -> float | None:
+        """Seconds until the current stage ends; None while that cannot be told."""
+        if self._started is None or not self.fraction:
+            return None
+        seconds = self._now() - self._started
+        return seconds * (1 - self.fraction) / self.fraction if seconds >= _SETTLED_SECONDS else None
+
+    def run_left(self) -> float | None:
+        """Seconds until the run ends, by the pace of the training so far; None while that cannot be told."""
+        here = self.stage_left()
+        later = [stage for name, stage in self._planned.items() if name != self.name]
+        if here is None or not later:
+            return None
+        epochs = sum(stage.epochs for stage in later)
+        pace = self._pace(here)
+        if epochs and pace is None:
+            return None
+        return here + epochs * (pace or 0.0) + sum(stage.seconds for stage in later)
+
+    def _pace(self, here: float) -> float | None:
+        """Seconds an epoch, counting what the current stage will have taken at its end."""
+        seconds, epochs = self._trained_seconds, self._trained_epochs
+        current = self._planned.get(self.name)
+        if current is not None and current.epochs and self._started is not None:
+            seconds += self._now() - self._started + here
+            epochs += current.epochs
+        return seconds / epochs if epochs else None
+
+
+def clock_time(seconds: float | None, suffix: str = "") -> str:
+    """A time that is left as people read a clock; empty if it is not known.
+
+    >>> clock_time(9.4), clock_time(75, " in all"), clock_time(7384)
+    ('0:09 left', '1:15 left in all', '2:03:04 left')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{text} left{suffix}"
+
+
+def span(seconds: float) -> str:
+    """A time that was spent.
+
+    >>> span(0.42), span(75)
+    ('0.4 s', '1 min 15 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,285 @@
+"""The records of report.json, schema version 1: fields are added, never renamed or removed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from edgekd._ladder import Interval95, Paired, Parity, Rung
+from edgekd.spec import Frozen
+
+__all__ = [
+    "Curve",
+    "Engine",
+    "FloatIsland",
+    "Fusion",
+    "Int8VsFloat",
+    "Latency",
+    "Lineage",
+    "Mobile",
+    "Operator",
+    "ParityRow",
+    "Report",
+    "Stage",
+    "Verdict",
+]
+
+Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class _Record(Frozen):
+    # JSON has no NaN or infinity: a number is a number, and "not known" is null
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Latency(_Record):
+    """Latency of one exported file on one device; a percentile that n cannot support is None.
+
+    Args:
+        rung, target, device, runtime: what ran, and where.
+        provider_requested, provider_used: execution providers; a difference is a failure.
+        threads, batch: of each query.
+        n: timed queries, all kept.
+        mean_ms, std_ms, min_ms, max_ms, p50_ms, p90_ms, p95_ms, p99_ms: of one query, steady state.
+        cold_ms: loading the model.
+        first_ms: the first query after loading.
+        lower_ms, upper_ms: bounds of the budget's percentile, each at `confidence`.
+        warmup: queries before the timed ones.
+        steady: the warm-up ended steady, and not because its time was up.
+        drift: last tenth over first tenth of the queries, minus 1.
+        budget_ms, percentile, confidence: what the verdict is about.
+        verdict: None where no budget applies.
+        reason: why the verdict is not PASS.
+    """
+
+    rung: str
+    target: str | None = None
+    device: str
+    runtime: str
+    provider_requested: str
+    provider_used: str
+    threads: int
+    batch: int
+    n: int
+    mean_ms: float
+    std_ms: float | None = None
+    min_ms: float | None = None
+    max_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    cold_ms: float | None = None
+    first_ms: float | None = None
+    lower_ms: float | None = None
+    upper_ms: float | None = None
+    warmup: int | None = None
+    steady: bool | None = None
+    drift: float | None = None
+    budget_ms: float | None = None
+    percentile: float | None = None
+    confidence: float | None = None
+    verdict: Outcome | None = None
+    reason: str | None = None
+
+
+class Int8VsFloat(_Record):
+    """Speed of int8 against float of the same model, interleaved.
+
+    Args:
+        speedup: float time / int8 time; above 1 int8 is faster.
+        ci95: interval of that ratio; None where too few queries support one.
+        slow_ops: operators that are slower in int8 than in float.
+    """
+
+    target: str
+    device: str
+    speedup: float
+    ci95: Interval95 | None = None
+    slow_ops: list[str] = Field(default_factory=list)
+
+
+class FloatIsland(_Record):
+    """An operator that stayed in float although the target could run it as int8."""
+
+    name: str
+    op: str
+    cause: str
+    remedy: str
+
+
+class Fusion(_Record):
+    """How much of the shipped model runs as int8.
+
+    Args:
+        quantizable: operators that the target can run as int8.
+        int8: of those, how many do.
+        coverage: int8 / quantizable, a fraction.
+        float_islands: the others.
+        legitimate: float operators for which the target has no int8 kernel, by type.
+        operators: operators of the graph that really runs, by type.
+    """
+
+    target: str
+    quantizable: int
+    int8: int
+    coverage: float
+    float_islands: list[FloatIsland] = Field(default_factory=list)
+    legitimate: dict[str, int] = Field(default_factory=dict)
+    operators: dict[str, int] = Field(default_factory=dict)
+
+
+class ParityRow(Parity):
+    """An exported file against its torch program, over a whole split.
+
+    Args:
+        target, file: which export.
+        min_agreement: the gate, a fraction; None without one.
+    """
+
+    target: str
+    file: str
+    min_agreement: float | None = None
+
+
+class Engine(_Record):
+    """A file built for one device, and what it is bound to."""
+
+    path: str
+    library: str
+    version: str
+    compute_capability: str | None = None
+    size_bytes: int | None = None
+    status: str
+    target: str | None = None
+    precision: str | None = None
+
+
+class Mobile(_Record):
+    """What a phone-class user meets: one pinned thread, from a cold start."""
+
+    rung: str
+    target: str | None = None
+    device: str
+    cold_ms: float | None = None
+    first_ms: float | None = None
+    peak_memory_mib: float | None = None
+    size_bytes: int | None = None
+
+
+class Operator(_Record):
+    """Mean time of one operator in one model.
+
+    Args:
+        share: of the model's operator time, a fraction.
+        int8: it runs as an int8 kernel.
+    """
+
+    rung: str
+    target: str | None = None
+    name: str
+    op: str
+    mean_us: float
+    share: float
+    int8: bool
+
+
+class Curve(_Record):
+    """One epoch of one training stage.
+
+    Args:
+        epoch: 1 is the first.
+        terms: each weighted term of the objective, and "total".
+        val_accuracy: a fraction; None where it was not measured.
+        lr: learning rate at the end of the epoch.
+        seconds: length of this epoch.
+        seed: tells repeats of a stage apart.
+    """
+
+    stage: str
+    epoch: int
+    terms: dict[str, float] = Field(default_factory=dict)
+    val_accuracy: float | None = None
+    lr: float | None = None
+    seconds: float | None = None
+    seed: int | None = None
+
+
+class Lineage(_Record):
+    """One artifact: what it is, the hash of its content (id), of what was asked (key), and what it was made from."""
+
+    stage: str
+    kind: str
+    id: str
+    key: str
+    parents: list[str] = Field(default_factory=list)
+    path: str
+
+
+class Stage(_Record):
+    """How long a stage took; a cached one was already there."""
+
+    stage: str
+    seconds: float
+    cached: bool
+
+
+class Verdict(_Record):
+    """The answer to "may this ship?".
+
+    Args:
+        overall: of all gates together.
+        reasons: one sentence each, for a person.
+        rung, target, device: of the measurement that decided.
+        budget_ms, percentile, confidence: what was asked.
+        measured_ms: the value that was held against the budget.
+    """
+
+    overall: Outcome
+    reasons: list[str] = Field(default_factory=list)
+    rung: str | None = None
+    target: str | None = None
+    device: str | None = None
+    budget_ms: float | None = None
+    percentile: float | None = None
+    confidence: float | None = None
+    measured_ms: float | None = None
+
+
+class Report(_Record):
+    """Everything one run found out; the contract of report.json.
+
+    Args:
+        schema_version: 1.
+        name: of the run.
+        created_utc: ISO 8601 time.
+        edgekd_version: of the program that made it.
+        recipe: resolved, with every default.
+        latency_samples: every timed query in ms, in order; the key is the series' label ("onnx_int8", or
+            "onnx_int8 tensorrt" where a rung exists for several targets).
+        environment: versions and the machine, free in depth.
+        notes: what a reader must know before using a number.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = "run"
+    created_utc: str | None = None
+    edgekd_version: str | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    verdict: Verdict | None = None
+    ladder: list[Rung] = Field(default_factory=list)
+    paired: list[Paired] = Field(default_factory=list)
+    latency: list[Latency] = Field(default_factory=list)
+    latency_samples: dict[str, list[float]] = Field(default_factory=dict)
+    int8_vs_float: list[Int8VsFloat] = Field(default_factory=list)
+    fusion: list[Fusion] = Field(default_factory=list)
+    parity: list[ParityRow] = Field(default_factory=list)
+    engines: list[Engine] = Field(default_factory=list)
+    mobile: list[Mobile] = Field(default_factory=list)
+    operators: list[Operator] = Field(default_factory=list)
+    curves: list[Curve] = Field(default_factory=list)
+    lineage: list[Lineage] = Field(default_factory=list)
+    stages: list[Stage] = Field(default_factory=list)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)

@@ -1,0 +1,34 @@
+"""Every table of a report, built once and rendered by the terminal, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from edgekd import _report_measured as measured
+from edgekd import _report_shipped as shipped
+from edgekd._report_model import Report
+from edgekd._table import Table
+
+__all__ = ["tables"]
+
+
+def tables(report: Report) -> dict[str, Table]:
+    """Every table that has rows, by key, in reading order."""
+    builders = (
+        measured.ladder,
+        measured.calibration,
+        measured.repeats,
+        measured.paired,
+        measured.latency,
+        measured.conditions,
+        measured.int8_vs_float,
+        measured.mobile,
+        shipped.fusion,
+        shipped.islands,
+        shipped.operators,
+        shipped.parity,
+        shipped.engines,
+        shipped.stages,
+        shipped.lineage,
+        shipped.environment,
+    )
+    built = (builder(report) for builder in builders)
+    return {table.key: table for table in built if table.rows}

@@ -1,0 +1,176 @@
+"""Random changes of training batches: crop, flip, cutout, mixup.
+
+Every random draw is a pure function of (seed, epoch, sample id, name of the draw). The same sample in the same
+epoch is changed in the same way whatever the batch order, the batch size, the device or the number of processes,
+so an epoch can be replayed exactly, for instance to store a teacher's outputs. The one exception is mixup's partner,
+which must be in the same batch: it depends on which samples the batch holds, but not on their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from edgekd.errors import UsageError
+from edgekd.recipe import AugmentSettings
+
+__all__ = ["Augment", "uniforms"]
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def uniforms(ids: Tensor, *, seed: int, epoch: int, stream: str) -> Tensor:
+    """One number in [0, 1) for each sample, a pure function of its arguments.
+
+    The counter-based generator SplitMix64: its finaliser is applied to a key made of seed, epoch and stream, plus
+    the sample's id times the golden ratio. It needs integer arithmetic only, so every device gives the same bits.
+
+    Args:
+        ids: sample indices, int64, shape (B,).
+        seed: any integer.
+        epoch: 0-based.
+        stream: name of the draw; two names give independent numbers.
+
+    Returns:
+        float64 with 53 random bits, shape (B,), on the CPU.
+
+    Reference: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figures 13 and 16.
+    """
+    text = f"{seed} {epoch} {stream}".encode()
+    key = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+    hashed = _finalised(ids.cpu() * _signed(_GOLDEN) + _signed(key))
+    return (_shifted(hashed, 11)).to(torch.float64) * 2.0**-53
+
+
+class Augment:
+    """The augmentation of `[data.augment]`.
+
+    In this order: random crop of the image padded by reflection (Zagoruyko, Komodakis, "Wide Residual Networks", 2016,
+    arXiv:1605.07146, section 3), mirror image, cutout (DeVries, Taylor, 2017, arXiv:1708.04552: the square's centre is
+    anywhere in the image, so part of it may be outside), mixup (Zhang et al., 2017, arXiv:1710.09412, equation 2,
+    with a ratio for each sample instead of one for each batch).
+
+    Args:
+        settings: which changes, and how strong.
+        seed: of every draw.
+    """
+
+    def __init__(self, settings: AugmentSettings, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, ids: Tensor, *, epoch: int, fill: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        """Change one batch; the arguments are left as they are.
+
+        Args:
+            images: in the value range, before normalisation, shape (B, C, H, W).
+            labels: class probabilities, shape (B, K).
+            ids: indices of the samples in the training split, int64, shape (B,).
+            epoch: 0-based.
+            fill: value of cut-out pixels, per channel: the preprocessing's mean, which normalises to 0.
+
+        Returns:
+            Images and labels of the same shapes; labels are mixed as the images are.
+
+        Raises:
+            UsageError: the crop pads by as much as the image's side or more.
+        """
+        asked = self.settings
+        if asked.crop or asked.flip:
+            images = self._moved(images, ids, epoch)
+        if asked.cutout:
+            images = self._cut(images, ids, epoch, fill)
+        if asked.mixup > 0:
+            images, labels = self._mixed(images, labels, ids, epoch)
+        return images, labels
+
+    def _draw(self, ids: Tensor, epoch: int, stream: str) -> Tensor:
+        return uniforms(ids, seed=self.seed, epoch=epoch, stream=stream)
+
+    def _moved(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """Crop and flip in one gather: both only say which source pixel each pixel takes."""
+        height, width = images.shape[-2:]
+        pad = self.settings.crop
+        if pad >= min(height, width):
+            raise UsageError(
+                f"data.augment.crop must be less than the image's side ({height}x{width} pixels), got {pad}: the image"
+                " is padded with its own reflection."
+            )
+        rows = torch.arange(height).repeat(len(ids), 1)
+        columns = torch.arange(width).repeat(len(ids), 1)
+        if self.settings.flip:
+            mirrored = self._draw(ids, epoch, "flip") < 0.5
+            columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
+        if pad:
+            rows = _reflected(rows + self._offset(ids, epoch, "crop down"), height)
+            columns = _reflected(columns + self._offset(ids, epoch, "crop right"), width)
+        return _gathered(images, rows.to(images.device), columns.to(images.device))
+
+    def _offset(self, ids: Tensor, epoch: int, stream: str) -> Tensor:
+        """A whole number of pixels in [-crop, crop] for each sample, shape (B, 1)."""
+        pad = self.settings.crop
+        return (self._draw(ids, epoch, stream) * (2 * pad + 1)).floor().to(torch.int64)[:, None] - pad
+
+    def _cut(self, images: Tensor, ids: Tensor, epoch: int, fill: Sequence[float]) -> Tensor:
+        height, width = images.shape[-2:]
+        inside = []
+        for length, stream in ((height, "cutout down"), (width, "cutout right")):
+            centre = (self._draw(ids, epoch, stream) * length).floor()
+            first = (centre.to(torch.int64) - self.settings.cutout // 2)[:, None]
+            place = torch.arange(length)
+            inside.append((place >= first) & (place < first + self.settings.cutout))
+        square = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+        return torch.where(square, images.new_tensor(fill).view(1, -1, 1, 1), images)
+
+    def _mixed(self, images: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        alpha = self.settings.mixup
+        # the inverse of the distribution function turns one uniform number into one Beta(alpha, alpha) number exactly
+        ratio = torch.from_numpy(betaincinv(alpha, alpha, self._draw(ids, epoch, "mixup").numpy()))
+        # neighbours in a random order of the samples: a partner for each, nobody its own unless it is alone
+        order = torch.argsort(self._draw(ids, epoch, "partner"), stable=True)
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        mixed = []
+        for values in (images, labels):
+            own = ratio.to(values).view(-1, *[1] * (values.ndim - 1))
+            mixed.append(own * values + (1 - own) * values[partner.to(values.device)])
+        return mixed[0], mixed[1]
+
+
+def _reflected(index: Tensor, length: int) -> Tensor:
+    """Mirror indices outside [0, length) back in, the border pixel not repeated: -1 is 1."""
+    index = index.abs()
+    return torch.where(index >= length, 2 * (length - 1) - index, index)
+
+
+def _gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """images[b, c, rows[b, y], columns[b, x]] for every b, c, y, x."""
+    batch, channels, height, width = images.shape
+    down = rows[:, None, :, None].expand(batch, channels, height, width)
+    right = columns[:, None, None, :].expand(batch, channels, height, width)
+    return images.gather(2, down).gather(3, right)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer: torch multiplies and adds modulo 2^64."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros; `>>` on int64 would copy the sign."""
+    return (value >> bits) & (_MASK >> bits)
+
+
+def _finalised(value: Tensor) -> Tensor:
+    value = (value ^ _shifted(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shifted(value, 27)) * _signed(_MIX_2)
+    return value ^ _shifted(value, 31)

@@ -1,0 +1,168 @@
+"""The stages in order: open artifacts, call an operation, seal an artifact. The only place that writes artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekd.artifact import open_artifact
+from edgekd.errors import ArtifactError
+from edgekd.pipeline._bench_file import bench_file
+from edgekd.pipeline._quantizing import quantize_stages
+from edgekd.pipeline._reporting import assemble
+from edgekd.pipeline._run import Run, Silent, Watcher, claimed, write_whole_text
+from edgekd.pipeline._shipping import bench_stage, export_stage
+from edgekd.pipeline._training import student_stages, teacher_stage
+from edgekd.recipe import Recipe
+from edgekd.report import Report, from_json, render_html, render_markdown, to_json
+
+__all__ = [
+    "RunResult",
+    "Silent",
+    "Stage",
+    "Watcher",
+    "bench_file",
+    "check",
+    "open_report",
+    "run",
+    "verify",
+    "write_report",
+]
+
+Stage = Literal["train", "distill", "quantize", "export", "bench", "report"]
+_ORDER: tuple[Stage, ...] = ("train", "distill", "quantize", "export", "bench", "report")
+_REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Args:
+        out: its folder.
+        report: everything it found out so far.
+        exit_code: 0, 1 for a missed gate or budget, 5 for an inconclusive measurement.
+    """
+
+    out: Path
+    report: Report
+    exit_code: int
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path,
+    recipe_file: Path | None = None,
+    until: Stage = "report",
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> RunResult:
+    """Carry out a recipe up to a stage; stages whose result is there are skipped.
+
+    Args:
+        recipe: checked.
+        out: the run's folder; made if it is not there.
+        recipe_file: relative paths of the recipe start at its folder.
+        until: the last stage.
+        overwrite: go on in a folder that holds something else.
+        watcher: told about progress.
+
+    Raises:
+        EdgeKDError: see the errors of each stage; what was sealed before is kept.
+    """
+    with claimed(out, recipe, recipe_file, overwrite=overwrite):
+        work = Run(recipe, out, recipe_file, watcher or Silent())
+        _stages(work, until)
+        report = assemble(work, recipe.export.targets)
+        write_report(report, out)
+        shutil.rmtree(out / ".checkpoints", ignore_errors=True)
+    return RunResult(out, report, _exit_code(report, until))
+
+
+def check(recipe: Recipe, *, recipe_file: Path | None = None, out: Path | None = None) -> dict[str, Any]:
+    """Everything but the work: read the data, build and run both networks once, look for every backend.
+
+    Returns:
+        Plain values: what would be done, with what is missing.
+
+    Raises:
+        EdgeKDError: whatever would stop the run.
+    """
+    from edgekd.pipeline._check import plan
+
+    return plan(Run(recipe, out or Path("runs") / recipe.name, recipe_file, Silent()))
+
+
+def open_report(folder: Path) -> Report:
+    """The report of a run's folder.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    path = folder / _REPORT
+    if not path.is_file():
+        raise ArtifactError(f"There is no run at {folder}: {_REPORT} is missing. Run `edgekd run RECIPE` first.")
+    return from_json(path.read_bytes(), source=str(path))
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write report.json, report.md and report.html into a run's folder, each whole or not at all."""
+    write_whole_text(out / _REPORT, to_json(report))
+    write_whole_text(out / "report.md", render_markdown(report))
+    write_whole_text(out / "report.html", render_html(report))
+
+
+def verify(folder: Path) -> list[dict[str, Any]]:
+    """Check every artifact of a run: the hash of each file, and that each parent is there.
+
+    Raises:
+        ArtifactError: the folder holds no artifact.
+    """
+    manifests = sorted(folder.glob("*/manifest.json"))
+    if not manifests:
+        raise ArtifactError(f"There is no artifact in {folder}. Give the folder of a run.")
+    rows, ids = [], {}
+    for manifest in manifests:
+        path = manifest.parent
+        row: dict[str, Any] = {"path": path.name, "kind": None, "ok": False, "problem": None}
+        try:
+            artifact = open_artifact(path)
+            ids[artifact.id] = artifact
+            row |= {"kind": artifact.manifest.kind, "ok": True}
+        except ArtifactError as error:
+            row["problem"] = str(error)
+        rows.append(row)
+    for row in rows:
+        own = next((one for one in ids.values() if one.path.name == row["path"]), None)
+        lost = [link.role for link in own.manifest.parents if link.id not in ids] if own else []
+        if lost:
+            row |= {"ok": False, "problem": f"its {', '.join(lost)} is missing or damaged: the lineage is broken there"}
+    return rows
+
+
+def _stages(work: Run, until: Stage) -> None:
+    last = _ORDER.index(until)
+    teacher = teacher_stage(work)
+    if last < _ORDER.index("distill"):
+        return
+    student, _ = student_stages(work, teacher)
+    for target in work.recipe.export.targets:
+        if last < _ORDER.index("quantize"):
+            return
+        quantized = quantize_stages(work, target, teacher, student)
+        if last >= _ORDER.index("export"):
+            exported = export_stage(work, target, student, quantized)
+            if last >= _ORDER.index("bench"):
+                bench_stage(work, target, exported)
+
+
+def _exit_code(report: Report, until: Stage) -> int:
+    if report.verdict is None:
+        return 0
+    if report.verdict.overall == "FAIL":
+        return 1
+    measured = _ORDER.index(until) >= _ORDER.index("bench")
+    return 5 if report.verdict.overall == "INCONCLUSIVE" and measured else 0

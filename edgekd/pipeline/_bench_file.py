@@ -1,0 +1,55 @@
+"""Latency of any ONNX file, ours or not."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import edgekd
+from edgekd.catalog import CATALOGS
+from edgekd.pipeline._reporting import latency_rows, mobile_rows, operator_rows, verdict_of
+from edgekd.pipeline._run import Silent, Watcher, environment
+from edgekd.pipeline._shipping import bench_files
+from edgekd.recipe import BenchSettings
+from edgekd.report import Report, fusion_of
+from edgekd.targets._audit import has_quantizers
+from edgekd.targets._modelfile import example_feeds, model_inputs, read_model
+
+__all__ = ["bench_file"]
+
+
+def bench_file(
+    model: Path, settings: BenchSettings, *, target: str = "onnxruntime_x86", watcher: Watcher | None = None
+) -> Report:
+    """Measure an ONNX file by the recipe's protocol, with inputs made from its interface.
+
+    Args:
+        model: the file; its weights may lie beside it.
+        settings: protocol and budget.
+        target: what the file is for.
+        watcher: told about progress.
+
+    Raises:
+        ModelFileError: corrupt or unsafe, or with inputs that cannot be made.
+        BackendMissing: the target's runtime or hardware is not here.
+    """
+    proto = read_model(model)
+    feeds = example_feeds(model_inputs(proto), batch=settings.batch, seed=0)
+    runtime = CATALOGS["targets"].load(target).member()
+    quantized = has_quantizers(proto)
+    name = "onnx_int8" if quantized else "onnx_float"
+    record = bench_files(settings, runtime, {name: model}, feeds, watcher=watcher or Silent())
+    report = Report(
+        name=model.name,
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        edgekd_version=edgekd.__version__,
+        recipe={"bench": settings.model_dump(mode="json")},
+        latency=latency_rows(target, record),
+        latency_samples={name: record["latency"][name]["samples_ms"]},
+        fusion=[fusion_of(runtime.audit(model))] if quantized and not runtime.missing() else [],
+        mobile=mobile_rows(target, record),
+        operators=operator_rows(target, record),
+        environment=environment(),
+        notes=["Inputs were random: the latency holds, an accuracy is not measured."],
+    )
+    return report.model_copy(update={"verdict": verdict_of(settings, report, {target: record}, rung=name)})

@@ -1,0 +1,65 @@
+"""Which stages a run will go through and about how much work each is, for a progress display."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekd.pipeline import Stage
+    from edgekd.recipe import Recipe
+
+__all__ = ["PlannedStage", "planned"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage to come.
+
+    Args:
+        epochs: its training, in epochs of the student alone; other epochs count for what they cost beside one.
+        seconds: its work that does not depend on the length of training, roughly.
+    """
+
+    epochs: float = 0.0
+    seconds: float = 0.0
+
+
+# beside an epoch of the student alone; seen on the examples, good enough to say how long a run will take
+_TEACHER, _DISTILL, _QUANTIZATION_AWARE = 2.0, 1.7, 4.0
+_LOAD, _CALIBRATE, _EXPORT, _BENCH = (PlannedStage(seconds=seconds) for seconds in (1.0, 5.0, 8.0, 15.0))
+
+
+def planned(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
+    """The stages of a run in order, by the names that a watcher is told.
+
+    A target that cannot be measured on this machine has a stage here that will not come.
+    """
+    train, distill = recipe.teacher.train, recipe.distill
+    trained = PlannedStage(epochs=_TEACHER * train.epochs)
+    stages = {"teacher": trained if recipe.teacher.weights is None else _LOAD}
+    if until == "train":
+        return stages
+    for index in range(distill.repeats):
+        suffix = f"-seed{recipe.seed + index}" if index else ""
+        if distill.baseline:
+            stages[f"student_alone{suffix}"] = PlannedStage(epochs=distill.train.epochs)
+        stages[f"student{suffix}"] = PlannedStage(epochs=_DISTILL * distill.train.epochs)
+    if until == "distill":
+        return stages
+    for target in recipe.export.targets:
+        stages |= {f"{name}-{target}": stage for name, stage in _of_target(recipe, until).items()}
+    return stages
+
+
+def _of_target(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
+    stages = {"int8_ptq": _CALIBRATE}
+    if recipe.quantize.mode == "qat":
+        epochs = recipe.quantize.epochs or math.ceil(recipe.distill.train.epochs / 10)
+        stages["int8"] = PlannedStage(epochs=_QUANTIZATION_AWARE * epochs, seconds=_CALIBRATE.seconds)
+    if until != "quantize":
+        stages["export"] = _EXPORT
+        if until != "export":
+            stages["bench"] = _BENCH
+    return stages

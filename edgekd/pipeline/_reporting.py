@@ -1,0 +1,300 @@
+"""From the artifacts of a run to its report: the ladder, paired differences, verdict and everything measured."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import edgekd
+from edgekd.artifact import Artifact
+from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
+from edgekd.measure import Latency as Measured
+from edgekd.pipeline._run import Run
+from edgekd.pipeline._shipping import FLOAT_FILE, INT8_FILE, pieces, predictions_name
+from edgekd.pipeline._training import WEIGHTS, history_of, predictions_of
+from edgekd.recipe import BenchSettings
+from edgekd._report_model import Outcome
+from edgekd.report import (
+    Curve,
+    Engine,
+    Fusion,
+    Int8VsFloat,
+    Latency,
+    Lineage,
+    Mobile,
+    Operator,
+    ParityRow,
+    Report,
+    Rung,
+    Stage,
+    Verdict,
+)
+
+__all__ = ["assemble", "latency_rows", "mobile_rows", "operator_rows", "verdict_of"]
+
+
+def assemble(run: Run, targets: Sequence[str]) -> Report:
+    """The report of what this run has so far."""
+    ladder = _ladder(run, targets)
+    benches = {target: pieces(run.made[f"bench-{target}"]) for target in targets if f"bench-{target}" in run.made}
+    exports = {target: run.made[f"export-{target}"] for target in targets if f"export-{target}" in run.made}
+    report = Report(
+        name=run.recipe.name,
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        edgekd_version=edgekd.__version__,
+        recipe=run.recipe.resolved(),
+        ladder=[entry for entry, _ in ladder],
+        paired=_paired(ladder),
+        latency=[row for target, bench in benches.items() for row in latency_rows(target, bench)],
+        latency_samples={
+            _label(name, target, benches): latency["samples_ms"]
+            for target, bench in benches.items()
+            for name, latency in bench["latency"].items()
+        },
+        int8_vs_float=[row for target, bench in benches.items() for row in _int8_vs_float(target, bench)],
+        fusion=[Fusion(**export.manifest.metrics["audit"]) for export in exports.values() if _audited(export)],
+        parity=[
+            ParityRow(**row, min_agreement=run.recipe.export.min_agreement if row["file"] == INT8_FILE else None)
+            for export in exports.values()
+            for row in export.manifest.metrics["parity"]
+        ],
+        engines=[Engine(**row) for export in exports.values() for row in export.manifest.metrics["engines"]],
+        mobile=[row for target, bench in benches.items() for row in mobile_rows(target, bench)],
+        operators=[row for target, bench in benches.items() for row in operator_rows(target, bench)],
+        curves=[row for name, artifact in run.made.items() for row in _curves(name, artifact)],
+        lineage=[_lineage(run, name, artifact) for name, artifact in run.made.items()],
+        stages=[Stage(stage=time.stage, seconds=round(time.seconds, 2), cached=time.cached) for time in run.times],
+        environment=run.environment,
+        notes=_notes(run, targets),
+    )
+    return report.model_copy(update={"verdict": verdict_of(run.recipe.bench, report, benches)})
+
+
+_Ladder = list[tuple[Rung, Predictions]]
+
+
+def _ladder(run: Run, targets: Sequence[str]) -> _Ladder:
+    teacher = predictions_of(run.made["teacher"]) if "teacher" in run.made else None
+    rows: _Ladder = []
+    for name in ("teacher", "student_alone", "student"):
+        if name in run.made:
+            rows.append(_float_rung(run, name, teacher))
+    for target in targets:
+        for name in ("int8_ptq", "int8"):
+            if (artifact := run.made.get(f"{name}-{target}")) is not None:
+                rows.append(_row(name, predictions_of(artifact), teacher, artifact, target=target))
+        if (export := run.made.get(f"export-{target}")) is not None:
+            for name, file in (("onnx_float", FLOAT_FILE), ("onnx_int8", INT8_FILE)):
+                found = predictions_of(export, predictions_name(file))
+                size = export.file(file).stat().st_size
+                rows.append((rung(name, found, teacher=teacher, target=target, size_bytes=size), found))
+    return rows
+
+
+def _float_rung(run: Run, name: str, teacher: Predictions | None) -> tuple[Rung, Predictions]:
+    repeats = [artifact for stage, artifact in run.made.items() if stage == name or stage.startswith(f"{name}-seed")]
+    seeds = [accuracy(predictions_of(artifact)).value for artifact in repeats]
+    own = predictions_of(run.made[name])
+    return _row(name, own, None if name == "teacher" else teacher, run.made[name], seeds=seeds if len(seeds) > 1 else ())
+
+
+def _row(
+    name: str,
+    found: Predictions,
+    teacher: Predictions | None,
+    artifact: Artifact,
+    *,
+    target: str | None = None,
+    seeds: Sequence[float] = (),
+) -> tuple[Rung, Predictions]:
+    entry = rung(
+        name,
+        found,
+        teacher=teacher,
+        target=target,
+        # the file of an int8 program holds float weights and ranges: its size would mislead
+        size_bytes=artifact.file(WEIGHTS).stat().st_size if artifact.manifest.kind == "checkpoint" else None,
+        parameters=artifact.manifest.metrics.get("parameters"),
+        seeds=seeds,
+    )
+    return entry, found
+
+
+def _paired(ladder: _Ladder) -> list[Paired]:
+    floats = {entry.rung: found for entry, found in ladder if entry.target is None}
+    rows = []
+    for a, b in (("teacher", "student"), ("student_alone", "student")):
+        if a in floats and b in floats:
+            rows.append(paired((a, floats[a]), (b, floats[b])))
+    for target in dict.fromkeys(entry.target for entry, _ in ladder if entry.target):
+        own = {entry.rung: found for entry, found in ladder if entry.target == target} | {
+            name: found for name, found in floats.items() if name == "student"
+        }
+        for a, b in (("student", "int8_ptq"), ("student", "int8"), ("int8_ptq", "int8"), ("student", "onnx_int8")):
+            if a in own and b in own:
+                names = [name if name in floats else f"{name} {target}" for name in (a, b)]
+                rows.append(paired((names[0], own[a]), (names[1], own[b])))
+    return rows
+
+
+def _label(name: str, target: str, benches: dict[str, Any]) -> str:
+    return name if len(benches) == 1 else f"{name} {target}"
+
+
+def latency_rows(target: str, bench: dict[str, Any]) -> list[Latency]:
+    """The report's latency rows of one bench record."""
+    rows = []
+    for name, values in bench["latency"].items():
+        cold = bench["cold"].get(name) or {}
+        shared = {key: values[key] for key in Latency.model_fields if key in values}
+        rows.append(
+            Latency(
+                **shared,
+                rung=name,
+                target=target,
+                device=bench["device"],
+                runtime="onnxruntime",
+                threads=bench["threads"],
+                batch=bench["batch"],
+                cold_ms=cold.get("cold_ms"),
+                first_ms=cold.get("first_ms"),
+                reason=Measured.model_validate(values).reason,
+            )
+        )
+    return rows
+
+
+def _int8_vs_float(target: str, bench: dict[str, Any]) -> list[Int8VsFloat]:
+    if bench["ratio"] is None:
+        return []
+    return [
+        Int8VsFloat(
+            target=target,
+            device=bench["device"],
+            speedup=bench["ratio"]["speedup"],
+            ci95=tuple(bench["ratio"]["ci95"]),
+            slow_ops=bench["slow_ops"],
+        )
+    ]
+
+
+def mobile_rows(target: str, bench: dict[str, Any]) -> list[Mobile]:
+    """Cold start and memory of one bench record."""
+    return [
+        Mobile(
+            rung=name,
+            target=target,
+            device=bench["device"],
+            cold_ms=cold["cold_ms"],
+            first_ms=cold["first_ms"],
+            peak_memory_mib=round(cold["peak_bytes"] / 2**20, 1),
+            size_bytes=bench["sizes"][name],
+        )
+        for name, cold in bench["cold"].items()
+    ]
+
+
+def operator_rows(target: str, bench: dict[str, Any]) -> list[Operator]:
+    """Operator times of one bench record."""
+    wanted = set(Operator.model_fields)
+    return [
+        Operator(rung=name, target=target, **{key: value for key, value in one.items() if key in wanted})
+        for name, operators in bench["operators"].items()
+        for one in operators
+    ]
+
+
+def _curves(name: str, artifact: Artifact) -> list[Curve]:
+    history = history_of(artifact)
+    if history is None:
+        return []
+    return [
+        Curve(
+            stage=name,
+            epoch=record.epoch + 1,
+            terms={**{term: mean.weighted for term, mean in record.terms.items()}, "total": record.loss},
+            val_accuracy=record.val,
+            lr=record.lr,
+            seconds=record.seconds,
+        )
+        for record in history.history
+    ]
+
+
+def _lineage(run: Run, name: str, artifact: Artifact) -> Lineage:
+    return Lineage(
+        stage=name,
+        kind=artifact.manifest.kind,
+        id=artifact.id,
+        key=artifact.manifest.key,
+        parents=[parent.id for parent in artifact.manifest.parents],
+        path=artifact.path.relative_to(run.out).as_posix(),
+    )
+
+
+def _audited(export: Artifact) -> bool:
+    return export.manifest.metrics["audit"] is not None
+
+
+def _notes(run: Run, targets: Sequence[str]) -> list[str]:
+    notes = []
+    for target in targets:
+        quantized = run.made.get(f"int8-{target}")
+        if quantized is not None and quantized.manifest.metrics.get("kept") == "int8_ptq":
+            notes.append(
+                f"{target}: quantization-aware training scored below post-training quantization on validation, so"
+                " int8 is the post-training model."
+            )
+        any_int8 = run.made.get(f"int8_ptq-{target}")
+        if any_int8 is not None and any_int8.manifest.metrics.get("reduce_range"):
+            notes.append(f"{target}: weights use 7 bits (reduce_range), so that x86 without VNNI does not saturate.")
+        if f"export-{target}" in run.made and f"bench-{target}" not in run.made:
+            reason = run.target(target).absent_here()
+            if reason:
+                notes.append(f"{target}: latency was not measured; it {reason}.")
+    return notes
+
+
+def verdict_of(
+    chosen: BenchSettings, report: Report, benches: dict[str, Any], *, rung: str = "onnx_int8"
+) -> Verdict | None:
+    """One answer from every gate: parity and fusion must hold, and the budget at the stated percentile."""
+    if not report.parity and not report.latency:
+        return None
+    failures = [
+        f"{row.target}: {row.file} agrees with its torch program on {row.top1_agreement:.3%} of {row.n} samples, at"
+        f" least {row.min_agreement:.3%} is needed."
+        for row in report.parity
+        if row.min_agreement is not None and row.top1_agreement < row.min_agreement
+    ]
+    failures += [
+        f"{row.target}: {row.quantizable - row.int8} of {row.quantizable} quantizable operators stay float; first:"
+        f" {row.float_islands[0].op} '{row.float_islands[0].name}': {row.float_islands[0].cause}"
+        for row in report.fusion
+        if row.coverage < 1.0
+    ]
+    rows = [row for row in report.latency if row.rung == rung]
+    failures += [f"{row.target} on {row.device}: {row.reason}" for row in rows if row.verdict == "FAIL"]
+    unsure = [f"{row.target} on {row.device}: {row.reason}" for row in rows if row.verdict == "INCONCLUSIVE"]
+    if not rows:
+        unsure.append("Latency was not measured for any target.")
+    passed = [f"{row.target} on {row.device}: {row.reason}" for row in rows if row.verdict == "PASS"]
+    overall: Outcome = "FAIL" if failures else "INCONCLUSIVE" if unsure else "PASS"
+    worst = max(rows, key=lambda row: row.mean_ms, default=None)
+    return Verdict(
+        overall=overall,
+        reasons=failures + unsure + passed,
+        rung=rung if worst else None,
+        target=worst.target if worst else None,
+        device=worst.device if worst else None,
+        budget_ms=chosen.budget_ms,
+        percentile=chosen.percentile,
+        confidence=chosen.confidence,
+        measured_ms=_percentile_of(benches, worst.target, rung) if worst and worst.target else None,
+    )
+
+
+def _percentile_of(benches: dict[str, Any], target: str, rung: str) -> float | None:
+    value: float | None = benches[target]["latency"][rung]["percentile_ms"]
+    return value

@@ -1,0 +1,205 @@
+"""The stages that ship: export for a target with parity and audit, then latency on a device."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd.artifact import Artifact, Draft
+from edgekd.batches import evaluation_batches
+from edgekd.catalog import CATALOGS
+from edgekd.errors import BackendMissing
+from edgekd.evaluate import parity, predict_runner
+from edgekd.export import INPUT, golden_vectors, metadata, onnx_from_torch, save_onnx
+from edgekd.measure import Measurement, Protocol, cold_start, measure
+from edgekd.pipeline._quantizing import program_of
+from edgekd.pipeline._run import Run, Watcher
+from edgekd.pipeline._training import as_json, example_inputs, network_of, predictions_of
+from edgekd.recipe import BenchSettings
+from edgekd.report import fusion_of
+from edgekd.targets._profile import profile_operators, slow_operators
+from edgekd.targets._base import Target
+
+__all__ = ["FLOAT_FILE", "INT8_FILE", "bench_files", "bench_stage", "export_stage"]
+
+INT8_FILE, FLOAT_FILE = "model.onnx", "model_float.onnx"
+_GOLDEN = 4
+
+
+def export_stage(run: Run, target_name: str, student: Artifact, quantized: Artifact) -> Artifact:
+    """The files of one target: int8 and float ONNX, golden vectors, engines; with parity and audit."""
+    target = run.target(target_name)
+    chosen = run.recipe.export
+    engine = chosen.tensorrt.engine if target_name == "tensorrt" else "off"
+    # a run that could not build the engine must build it once the library is there
+    missing = target.missing() if engine != "off" else None
+    settings = {
+        "target": target_name,
+        "opset": chosen.opset,
+        "tensorrt": chosen.tensorrt.model_dump(mode="json") if target_name == "tensorrt" else None,
+        "engines": missing is None,
+    }
+
+    def make(draft: Draft, checkpoint: Path) -> None:
+        if missing is not None and engine == "required":
+            raise BackendMissing(missing)
+        _write_models(run, target, draft, student, quantized)
+        _check_models(run, target, draft, student, quantized)
+        audited = None if target.missing() else fusion_of(target.audit(draft.folder / INT8_FILE))
+        draft.metrics["audit"] = None if audited is None else audited.model_dump(mode="json")
+        draft.metrics["engines"] = _engines(run, target, draft.folder, missing) if engine != "off" else []
+
+    parents = {"student": student, "quantized": quantized}
+    return run.stage(f"export-{target_name}", kind="exported", settings=settings, parents=parents, make=make)
+
+
+def bench_stage(run: Run, target_name: str, exported: Artifact) -> Artifact | None:
+    """Latency of a target's float and int8 files on the recipe's device; None where it would say nothing."""
+    target = run.target(target_name)
+    if (reason := target.absent_here()) is not None:
+        run.watcher.message(f"Target '{target_name}' is not measured here: it {reason}.")
+        return None
+    chosen = run.recipe.bench
+    settings = {"target": target_name, **chosen.model_dump(mode="json"), "machine": platform.node()}
+
+    def make(draft: Draft, checkpoint: Path) -> None:
+        files = {"onnx_float": exported.file(FLOAT_FILE), "onnx_int8": exported.file(INT8_FILE)}
+        feeds = {INPUT: example_inputs(run, chosen.batch).numpy()}
+        record = bench_files(chosen, target, files, feeds, watcher=run.watcher)
+        (draft.folder / "bench.json").write_text(as_json(record), encoding="utf-8")
+
+    return run.stage(f"bench-{target_name}", kind="bench", settings=settings, parents={"exported": exported}, make=make)
+
+
+def bench_files(
+    chosen: BenchSettings,
+    target: Target,
+    files: Mapping[str, Path],
+    feeds: Mapping[str, np.ndarray],
+    *,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """Measure ONNX files against each other, by rung; plain values for bench.json."""
+    member = CATALOGS["devices"].load(chosen.device).member
+    device = member(member.Options())
+    threads = 1 if chosen.profile == "mobile" else chosen.threads
+    protocol = Protocol(
+        budget_ms=chosen.budget_ms,
+        percentile=chosen.percentile,
+        confidence=chosen.confidence,
+        queries=chosen.queries,
+        max_seconds=chosen.max_seconds,
+    )
+    with device.pinned(threads) as cores:
+        runners = {rung: target.runner(path, threads=threads) for rung, path in files.items()}
+        try:
+            measured = measure(
+                runners,
+                feeds,
+                protocol=protocol,
+                progress=lambda done, total: watcher.progress(done, total, "timing"),
+            )
+        finally:
+            for runner in runners.values():
+                runner.__exit__(None, None, None)
+        cold = {
+            rung: cold_start(path, feeds, threads=threads, cores=cores).model_dump() for rung, path in files.items()
+        }
+        operators = {rung: profile_operators(path, feeds, runs=30, threads=threads) for rung, path in files.items()}
+    return {
+        "target": target.name,
+        "device": chosen.device,
+        "threads": threads,
+        "batch": chosen.batch,
+        "latency": {rung: latency.model_dump() for rung, latency in measured.latencies.items()},
+        "ratio": _ratio(measured),
+        "cold": cold,
+        "operators": {rung: [asdict(one) for one in times] for rung, times in operators.items()},
+        "slow_ops": slow_operators(operators.get("onnx_int8", [])),
+        "sizes": {rung: path.stat().st_size for rung, path in files.items()},
+        "fingerprint": device.fingerprint(),
+        "cores": cores,
+    }
+
+
+def _ratio(measured: Measurement) -> dict[str, Any] | None:
+    if not {"onnx_float", "onnx_int8"} <= set(measured.latencies):
+        return None
+    return measured.ratio("onnx_float", "onnx_int8").model_dump()
+
+
+def _write_models(run: Run, target: Target, draft: Draft, student: Artifact, quantized: Artifact) -> None:
+    ids = {"student_id": student.id, "quantized_id": quantized.id, "target": target.name, "recipe": run.recipe.name}
+    example = example_inputs(run, 2)
+    programs: dict[str, tuple[nn.Module, bool]] = {
+        FLOAT_FILE: (network_of(run, run.recipe.student, student), False),
+        INT8_FILE: (program_of(run, target.name, quantized, student), True),
+    }
+    for name, (program, int8) in programs.items():
+        notes = metadata(run.spec, {**ids, "precision": "int8" if int8 else "float32"})
+        model = onnx_from_torch(
+            program, example, target=target, opset=run.recipe.export.opset, int8=int8, metadata=notes
+        )
+        save_onnx(model, draft.folder / name)
+    (draft.folder / "spec.json").write_text(run.spec.model_dump_json(indent=1), encoding="utf-8")
+    draft.spec = run.spec
+
+
+def _check_models(run: Run, target: Target, draft: Draft, student: Artifact, quantized: Artifact) -> None:
+    """Run both files over the whole test split; keep their logits, their parity and golden vectors."""
+    rows = []
+    for name, parent in ((FLOAT_FILE, student), (INT8_FILE, quantized)):
+        with target.reference(draft.folder / name, threads=torch.get_num_threads()) as runner:
+            found = predict_runner(runner, evaluation_batches(run.data.test, run.data.preprocessing))
+            if name == INT8_FILE:
+                inputs = example_inputs(run, _GOLDEN).numpy()
+                golden_vectors(inputs, next(iter(runner.run({INPUT: inputs}).values())), draft.folder / "golden.npz")
+        np.savez_compressed(_predictions_file(draft.folder, name), logits=found.logits, labels=found.labels)
+        expected = predictions_of(parent)
+        rows.append({"target": target.name, "file": name, **parity(expected.logits, found.logits).model_dump()})
+    draft.metrics["parity"] = rows
+
+
+def _predictions_file(folder: Path, model: str) -> Path:
+    return folder / predictions_name(model)
+
+
+def predictions_name(model: str) -> str:
+    """The file that keeps the test logits of an exported model file."""
+    return f"predictions_{Path(model).stem}.npz"
+
+
+def _engines(run: Run, target: Target, folder: Path, missing: str | None) -> list[dict[str, Any]]:
+    if missing is not None:
+        run.watcher.message(f"No engine was built: {missing}")
+        return [{"path": "", "library": "tensorrt", "version": "", "target": target.name, "status": f"not built: {missing}"}]
+    records = []
+    for name in (INT8_FILE, FLOAT_FILE):
+        for built in target.build(folder / name, settings=run.recipe.export):
+            records.append(
+                {
+                    "path": built.path.relative_to(folder).as_posix(),
+                    "library": str(built.fingerprint["library"]),
+                    "version": str(built.fingerprint["version"]),
+                    "compute_capability": str(built.fingerprint["compute_capability"]),
+                    "size_bytes": built.path.stat().st_size,
+                    "target": target.name,
+                    "status": "built",
+                    "precision": "int8 and float16" if name == INT8_FILE else "float32",
+                }
+            )
+    return records
+
+
+def pieces(record: Artifact) -> dict[str, Any]:
+    """The plain values of a bench artifact."""
+    values: dict[str, Any] = json.loads(record.file("bench.json").read_bytes())
+    return values

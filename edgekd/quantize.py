@@ -1,0 +1,226 @@
+"""Float student to int8 program: prepare, calibrate, train further (by the engine), convert; with checks between.
+
+The student is exported once with its taps as outputs, batch normalisation is folded into the convolutions, and
+torchao's PT2E flow puts our quantizers where the target wants them. One prepared graph serves calibration,
+quantization-aware training and conversion, so that the ranges of post-training quantization are where
+quantization-aware training starts.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from edgekd.calibration._base import Calibrator
+from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers, set_phase
+from edgekd.errors import DataError, EdgeKDError, MismatchError
+from edgekd.taps import Tapped, logits_of
+from edgekd.targets._annotate import TargetQuantizer
+from edgekd.targets._base import Numerics
+
+__all__ = [
+    "MIN_FAITHFUL_DB",
+    "NotFaithful",
+    "calibrate",
+    "capture",
+    "convert",
+    "faithful_db",
+    "prepare",
+    "ranges",
+    "restore",
+    "set_phase",
+    "sqnr_db",
+]
+
+MIN_FAITHFUL_DB = 60.0
+"""A prepared graph with its quantizers off must equal the float student at least this well."""
+
+
+class NotFaithful(EdgeKDError):
+    """The prepared graph does not compute what the float student computes."""
+
+
+def prepare(
+    student: nn.Module,
+    example: Tensor,
+    *,
+    numerics: Numerics,
+    calibrator: Calibrator,
+    reduce_range: bool,
+    taps: Sequence[str] = (),
+) -> GraphModule:
+    """Export a student and put a target's quantizers into its graph; all of them are off.
+
+    Args:
+        student: a trained float module; it is not changed.
+        example: normalised inputs, shape (B, C, H, W).
+        numerics: the target's.
+        calibrator: chooses activation ranges in `calibrate`.
+        reduce_range: 7-bit weights.
+        taps: names of the student's modules whose outputs the graph returns behind the logits.
+
+    Returns:
+        A graph from (B, C, H, W), any B, to (logits, *taps). It has no train() and eval(): dropout is off and
+        batch normalisation is folded, so neither mode has a meaning.
+
+    Raises:
+        NotFaithful: the graph differs from the student; says by how much.
+    """
+    exported = capture(student, example, taps)
+    with _quiet():
+        graph = prepare_pt2e(
+            exported, TargetQuantizer(numerics, calibrator=calibrator, reduce_range=reduce_range)
+        )
+    for parameter in graph.parameters():
+        parameter.requires_grad_(True)
+    quality = faithful_db(graph, student, example)
+    if quality < MIN_FAITHFUL_DB:
+        raise NotFaithful(
+            f"The prepared graph differs from the float student: {quality:.1f} dB, at least {MIN_FAITHFUL_DB:.0f} dB"
+            " is needed. Look for layers whose result depends on train or eval mode, or report this model."
+        )
+    return graph
+
+
+def capture(student: nn.Module, example: Tensor, taps: Sequence[str] = ()) -> GraphModule:
+    """Export a student in eval mode with a dynamic batch, taps behind the logits.
+
+    Raises:
+        MismatchError: torch.export cannot capture the model; says where.
+    """
+    wrapped = Tapped(copy.deepcopy(student).eval(), taps)
+    # a batch of one would be baked in as a constant
+    example = example[:1].expand(2, *example.shape[1:]).contiguous() if len(example) < 2 else example
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    try:
+        with _quiet():
+            return torch.export.export(wrapped, (example,), dynamic_shapes=({0: batch},)).module()
+    except EdgeKDError:
+        raise
+    except Exception as error:
+        raise MismatchError(
+            f"torch.export cannot capture {type(student).__name__}: {str(error).strip().splitlines()[0]}"
+            " Models with control flow that depends on values must be rewritten without it."
+        ) from error
+
+
+def calibrate(graph: GraphModule, batches: Iterable[Tensor]) -> int:
+    """Observe batches and set every activation's range from them.
+
+    Args:
+        graph: from `prepare`.
+        batches: normalised inputs, shape (B, C, H, W).
+
+    Returns:
+        The number of samples seen.
+
+    Raises:
+        DataError: no batch, or a NaN or infinite value on the way.
+    """
+    set_phase(graph, "observe")
+    samples = 0
+    with torch.no_grad():
+        for inputs in batches:
+            graph(inputs)
+            samples += len(inputs)
+    if samples == 0:
+        raise DataError("Calibration saw no data. Give quantize.calibration_samples at least one sample.")
+    for _, quantizer in quantizers(graph):
+        if isinstance(quantizer, ActivationQuantizer):
+            quantizer.calibrate()
+    set_phase(graph, "frozen")
+    return samples
+
+
+def convert(graph: GraphModule, example: Tensor) -> GraphModule:
+    """Turn a calibrated or trained graph into an int8 program that gives logits only.
+
+    Args:
+        graph: from `prepare`, calibrated; it is not changed.
+        example: one batch, so that every weight quantizer has seen its weight.
+    """
+    twin = copy.deepcopy(graph)
+    set_phase(twin, "frozen")
+    with torch.no_grad():
+        twin(example)
+    _drop_taps(twin)
+    with _quiet():
+        program: GraphModule = convert_pt2e(twin)
+    return program
+
+
+def ranges(graph: GraphModule) -> Mapping[str, tuple[float, float]]:
+    """The range of every activation quantizer, by name."""
+    return {
+        name: (float(quantizer.minimum), float(quantizer.maximum))
+        for name, quantizer in quantizers(graph)
+        if isinstance(quantizer, ActivationQuantizer)
+    }
+
+
+def restore(graph: GraphModule, state: Mapping[str, Tensor]) -> None:
+    """Load weights and ranges that were saved from an equally prepared graph.
+
+    Raises:
+        MismatchError: the graphs differ; names the first keys that do.
+    """
+    own = graph.state_dict()
+    odd = sorted(set(own) ^ set(state))
+    if odd:
+        raise MismatchError(f"The saved quantized student has another graph: {', '.join(odd[:4])} on one side only.")
+    graph.load_state_dict(dict(state))
+    set_phase(graph, "frozen")
+
+
+def faithful_db(graph: GraphModule, student: nn.Module, example: Tensor) -> float:
+    """SQNR in dB of the prepared graph with all quantizers off against the float student in eval mode."""
+    set_phase(graph, "off")
+    with torch.no_grad():
+        return sqnr_db(copy.deepcopy(student).eval()(example), logits_of(graph(example)))
+
+
+def sqnr_db(reference: Tensor, other: Tensor) -> float:
+    """10 log10 of signal power over error power; infinite when they are equal.
+
+    >>> round(sqnr_db(torch.tensor([10.0]), torch.tensor([9.0])), 6)
+    20.0
+    """
+    error = float(((reference - other).double() ** 2).sum())
+    power = float((reference.double() ** 2).sum())
+    if error == 0.0:
+        return math.inf
+    return 10.0 * math.log10(power / error) if power > 0 else -math.inf
+
+
+def _drop_taps(graph: GraphModule) -> None:
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    first = output.args[0][0]
+    output.args = ((first,),)
+    _single_output(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _single_output(graph: GraphModule) -> None:
+    """Make the calling convention say one tensor where it said (logits, *taps)."""
+    from torch.utils import _pytree as pytree
+
+    codegen = graph.graph._codegen
+    info = codegen.pytree_info
+    codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(0))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide warnings of torch's own making about its own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,191 @@
+"""The PT2E quantizer of every target: which tensors of an exported graph get a Q/DQ pair, and on which grid.
+
+The graph is read as fusion groups. A group is a weighted operator or an add with the ReLU or ReLU6 behind it,
+or a pool. Where the target wants Q/DQ on outputs (ONNX Runtime), a group's inputs and its last node's output
+are quantized, nothing inside it. Where it does not (TensorRT), only the inputs of weighted operators are, and the
+skip input of an add, so that convolution, add and ReLU stay one fused kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from edgekd.calibration._base import Calibrator, Grid
+from edgekd.calibration._fake_quantize import ActivationQuantizer, PerChannelWeightQuantizer
+from edgekd.targets._base import Numerics
+
+__all__ = ["TargetQuantizer", "fused_end", "is_weighted"]
+
+_aten = torch.ops.aten
+
+_WEIGHTED = {_aten.conv2d.default, _aten.linear.default}
+_ACTIVATIONS = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default}
+_CLAMPS = {_aten.clamp.default, _aten.clamp_.default}
+_BINARY = {_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor}
+_POOLS = {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default}
+_PASS_THROUGH = {
+    _aten.max_pool2d.default,
+    _aten.flatten.using_ints,
+    _aten.view.default,
+    _aten.reshape.default,
+    _aten.dropout.default,
+    _aten.permute.default,
+    _aten.transpose.int,
+    _aten.squeeze.dims,
+    _aten.unsqueeze.default,
+}
+_CONCAT = {_aten.cat.default}
+
+
+def is_weighted(node: Node) -> bool:
+    """Whether a node is a convolution or a fully connected layer."""
+    return node.op == "call_function" and node.target in _WEIGHTED
+
+
+def _starts_at_zero(node: Node) -> bool:
+    """Whether a node is a ReLU, or a clamp to [0, something]: what a zero-point at the lowest code absorbs."""
+    if node.target in _CLAMPS or node.target in (_aten.hardtanh.default, _aten.hardtanh_.default):
+        return len(node.args) > 1 and node.args[1] in (0, 0.0)
+    return node.target in _ACTIVATIONS
+
+
+def _single_user(node: Node) -> Node | None:
+    """The only node that reads this one; graph outputs (taps) do not count as readers."""
+    readers = [user for user in node.users if user.op != "output"]
+    return readers[0] if len(readers) == 1 else None
+
+
+def fused_end(node: Node) -> Node:
+    """The last node of the group that starts at `node`: the ReLU behind it, or itself."""
+    user = _single_user(node)
+    tapped = any(reader.op == "output" for reader in node.users)
+    if user is not None and _starts_at_zero(user) and not tapped:
+        return user
+    return node
+
+
+class TargetQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates an exported graph by a target's numerics.
+
+    Args:
+        numerics: the target's grid and placement.
+        calibrator: chooses every activation's range.
+        reduce_range: weights use 7 of their 8 bits, so that sums of u8 * s8 pairs fit int16 on x86
+            processors without VNNI.
+        logits: name of the graph output that no quantized operator follows; kept in float when it comes
+            straight from a fully connected layer, because ONNX Runtime fuses that and rank order profits.
+    """
+
+    def __init__(self, numerics: Numerics, *, calibrator: Calibrator, reduce_range: bool) -> None:
+        super().__init__()
+        self.numerics = numerics
+        low, high = (0, 255) if numerics.activation == "uint8" else (-128, 127)
+        grid = Grid(low, high, numerics.symmetric_activations)
+        self._activation = QuantizationSpec(
+            dtype=torch.uint8 if numerics.activation == "uint8" else torch.int8,
+            observer_or_fake_quant_ctr=ActivationQuantizer.with_args(calibrator=calibrator, grid=grid),
+            quant_min=low,
+            quant_max=high,
+            qscheme=torch.per_tensor_symmetric if grid.symmetric else torch.per_tensor_affine,
+        )
+        top = 64 if reduce_range else 127
+        self._weight = QuantizationSpec(
+            dtype=torch.int8,
+            observer_or_fake_quant_ctr=PerChannelWeightQuantizer.with_args(grid=Grid(-top, top, symmetric=True)),
+            quant_min=-top,
+            quant_max=top,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=0,
+        )
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Write an annotation on every node that the target runs as int8."""
+        for node in list(model.graph.nodes):
+            if node.op != "call_function":
+                continue
+            if is_weighted(node):
+                self._weighted(node)
+            elif node.target in _BINARY:
+                self._binary(node)
+            elif self.numerics.quantize_outputs and node.target in _POOLS:
+                self._pool(node)
+            elif self.numerics.quantize_outputs and node.target in _PASS_THROUGH:
+                self._pass_through(node)
+            elif self.numerics.quantize_outputs and node.target in _CONCAT:
+                self._concat(node)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to refuse: an operator without a rule stays float and the audit names it."""
+
+    def _weighted(self, node: Node) -> None:
+        data, weight = node.args[0], node.args[1]
+        self._mark(node, {data: self._activation, weight: self._weight})
+        end = fused_end(node)
+        if self.numerics.quantize_outputs and not self._gives_logits(node, end):
+            self._mark_output(end)
+
+    def _gives_logits(self, node: Node, end: Node) -> bool:
+        return end is node and node.target is _aten.linear.default and all(u.op == "output" for u in node.users)
+
+    def _binary(self, node: Node) -> None:
+        inputs = [arg for arg in node.args if isinstance(arg, Node)]
+        if len(inputs) != 2 or not all(_is_float_tensor(arg) for arg in inputs):
+            return
+        if self.numerics.quantize_outputs:
+            self._mark(node, dict.fromkeys(inputs, self._activation))
+            self._mark_output(fused_end(node))
+        elif node.target in (_aten.add.Tensor, _aten.add_.Tensor):
+            self._mark(node, {_skip_input(inputs): self._activation})
+
+    def _pool(self, node: Node) -> None:
+        self._mark(node, {node.args[0]: self._activation})
+        self._mark_output(node)
+
+    def _pass_through(self, node: Node) -> None:
+        source = node.args[0]
+        if not isinstance(source, Node) or not _is_float_tensor(source):
+            return
+        self._mark(node, {source: self._activation})
+        node.meta[Q_ANNOTATION_KEY].output_qspec = SharedQuantizationSpec((source, node))
+
+    def _concat(self, node: Node) -> None:
+        parts = node.args[0]
+        if isinstance(parts, Iterable):
+            self._mark(node, {part: self._activation for part in parts if isinstance(part, Node)})
+            self._mark_output(node)
+
+    @staticmethod
+    def _mark(node: Node, inputs: dict[Node, QuantizationSpec]) -> None:
+        annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
+        annotation.input_qspec_map.update(inputs)
+
+    def _mark_output(self, node: Node) -> None:
+        annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
+        annotation.output_qspec = self._activation
+
+
+def _is_float_tensor(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.ndim > 0
+
+
+def _skip_input(inputs: list[Node]) -> Node:
+    """The input of an add that is not a convolution's own result, else the second one.
+
+    TensorRT fuses convolution + add + ReLU when the other operand arrives as int8.
+    """
+    for node in reversed(inputs):
+        if not is_weighted(node):
+            return node
+    return inputs[-1]

@@ -1,0 +1,233 @@
+"""Graph passes: from the exporter's ONNX to the graph that a runtime turns into int8 kernels.
+
+Each pass takes a `Graph`, edits it in place and gives the number of changes. None changes what the graph computes
+by more than the rounding of a bias to int32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+from edgekd.errors import GateFailed
+
+__all__ = [
+    "Graph",
+    "absorb_clamps",
+    "quantize_bias",
+    "remove_dead",
+    "remove_identities",
+    "restore_global_pool",
+]
+
+
+class Graph:
+    """An ONNX graph with its producers, readers and constants at hand."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._lift_constant_nodes()
+        self.outputs = {output.name for output in self.graph.output}
+
+    def producer(self, name: str) -> NodeProto | None:
+        """The node that computes `name`."""
+        return next((node for node in self.graph.node if name in node.output), None)
+
+    def readers(self, name: str) -> list[NodeProto]:
+        """The nodes that read `name`."""
+        return [node for node in self.graph.node if name in node.input]
+
+    def of_type(self, *types: str) -> list[NodeProto]:
+        """A snapshot of the nodes of these types, so that the graph may change under the loop."""
+        return [node for node in self.graph.node if node.op_type in types]
+
+    def value(self, name: str) -> np.ndarray | None:
+        """The constant called `name`, None if it is computed."""
+        tensor = self.constants.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def add_constant(self, name: str, array: np.ndarray) -> str:
+        """Add an initializer under a name that is still free; gives the name."""
+        free, count = name, 0
+        while free in self.constants:
+            count += 1
+            free = f"{name}_{count}"
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), free)
+        self.graph.initializer.append(tensor)
+        self.constants[free] = self.graph.initializer[-1]
+        return free
+
+    def insert_before(self, anchor: NodeProto, nodes: Iterable[NodeProto]) -> None:
+        """Put nodes right before `anchor`."""
+        position = next(i for i, node in enumerate(self.graph.node) if node is anchor or node == anchor)
+        for offset, node in enumerate(nodes):
+            self.graph.node.insert(position + offset, node)
+
+    def bypass(self, node: NodeProto) -> None:
+        """Remove a node by letting its readers read its first input."""
+        source, result = node.input[0], node.output[0]
+        if result in self.outputs:
+            maker = self.producer(source)
+            if maker is None:
+                return
+            for reader in self.readers(source):
+                _rename(reader.input, source, result)
+            _rename(maker.output, source, result)
+        else:
+            for reader in self.readers(result):
+                _rename(reader.input, result, source)
+        self.graph.node.remove(node)
+
+    def _lift_constant_nodes(self) -> None:
+        for node in [node for node in self.graph.node if node.op_type == "Constant"]:
+            tensor = next((a.t for a in node.attribute if a.name == "value"), None)
+            if tensor is None:
+                continue
+            tensor.name = node.output[0]
+            self.graph.initializer.append(tensor)
+            self.constants[tensor.name] = self.graph.initializer[-1]
+            self.graph.node.remove(node)
+
+
+def _rename(names: object, old: str, new: str) -> None:
+    for index, name in enumerate(names):  # type: ignore[arg-type, var-annotated]
+        if name == old:
+            names[index] = new  # type: ignore[index]
+
+
+def remove_identities(graph: Graph) -> int:
+    """Drop Identity nodes and inference-time Dropout."""
+    found = graph.of_type("Identity", "Dropout")
+    for node in found:
+        graph.bypass(node)
+    return len(found)
+
+
+def restore_global_pool(graph: Graph) -> int:
+    """Turn a mean over H and W that keeps its dimensions back into GlobalAveragePool.
+
+    The exporter writes AdaptiveAvgPool2d(1) as ReduceMean, for which no runtime has an int8 kernel.
+    """
+    changed = 0
+    for node in graph.of_type("ReduceMean"):
+        axes = graph.value(node.input[1]) if len(node.input) > 1 else None
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        if axes is None or keep != 1 or sorted(int(axis) for axis in axes) not in ([-2, -1], [2, 3]):
+            continue
+        replacement = helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)
+        graph.insert_before(node, [replacement])
+        graph.graph.node.remove(node)
+        changed += 1
+    return changed
+
+
+def absorb_clamps(graph: Graph) -> int:
+    """Drop a Relu or Clip whose only reader is a QuantizeLinear that clamps as much or more.
+
+    A QuantizeLinear saturates at its lowest and highest code. Where the lowest code stands for 0 (zero-point
+    at the lowest code) it does a ReLU's work, and where the highest code stands for at most the Clip's upper
+    bound it does the Clip's.
+    """
+    changed = 0
+    for node in graph.of_type("Relu", "Clip"):
+        readers = graph.readers(node.output[0])
+        if not readers or node.output[0] in graph.outputs:
+            continue
+        if all(r.op_type == "QuantizeLinear" and _clamps_enough(graph, node, r) for r in readers):
+            graph.bypass(node)
+            changed += 1
+    return changed
+
+
+def _clamps_enough(graph: Graph, clamp: NodeProto, quantize: NodeProto) -> bool:
+    scale = graph.value(quantize.input[1])
+    zero_point = graph.value(quantize.input[2]) if len(quantize.input) > 2 else None
+    if scale is None or zero_point is None or scale.size != 1:
+        return False
+    codes = np.iinfo(zero_point.dtype)
+    if int(zero_point) != codes.min:
+        return False
+    if clamp.op_type == "Relu":
+        return True
+    low, high = _clip_bounds(graph, clamp)
+    # half a code of room: the highest code is reached by rounding from below the bound
+    return low == 0.0 and high is not None and float(scale) * (codes.max - codes.min) <= high * (1 + 1e-6)
+
+
+def _clip_bounds(graph: Graph, clip: NodeProto) -> tuple[float | None, float | None]:
+    values = [graph.value(name) if name else None for name in list(clip.input[1:3])]
+    bounds = [None if value is None else float(value) for value in values] + [None, None]
+    return bounds[0], bounds[1]
+
+
+def quantize_bias(graph: Graph) -> int:
+    """Give every quantized Conv and Gemm an int32 bias with scale s_x * s_w and zero-point 0.
+
+    Raises:
+        GateFailed: a bias does not fit int32 at that scale.
+    """
+    changed = 0
+    for node in graph.of_type("Conv", "Gemm"):
+        if len(node.input) < 3 or not node.input[2]:
+            continue
+        bias, scale = graph.value(node.input[2]), _accumulator_scale(graph, node)
+        if bias is None or scale is None or bias.dtype != np.float32:
+            continue
+        codes = np.round(bias.astype(np.float64) / scale)
+        if np.abs(codes).max(initial=0.0) > np.iinfo(np.int32).max:
+            raise GateFailed(
+                f"The bias of '{node.name}' does not fit int32 at scale {scale.min():.3g}. Its weights are close to"
+                " zero in some channel; retrain or keep the layer in float."
+            )
+        name = node.input[2]
+        arguments = [
+            graph.add_constant(f"{name}_int32", codes.astype(np.int32)),
+            graph.add_constant(f"{name}_scale", scale.astype(np.float32)),
+            graph.add_constant(f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
+        ]
+        dequantize = helper.make_node("DequantizeLinear", arguments, [f"{name}_dequantized_{node.name}"], axis=0)
+        dequantize.name = f"{node.name}_bias_dequantize"
+        graph.insert_before(node, [dequantize])
+        node.input[2] = dequantize.output[0]
+        changed += 1
+    return changed
+
+
+def _accumulator_scale(graph: Graph, node: NodeProto) -> np.ndarray | None:
+    """s_x * s_w of a node whose data and weight both come from DequantizeLinear; shape (1,) or (channels,)."""
+    scales = []
+    for name in node.input[:2]:
+        source = graph.producer(name)
+        scale = graph.value(source.input[1]) if source is not None and source.op_type == "DequantizeLinear" else None
+        if scale is None:
+            return None
+        scales.append(scale.astype(np.float64).reshape(-1))
+    product: np.ndarray = scales[0] * scales[1]
+    return product
+
+
+def remove_dead(graph: Graph) -> int:
+    """Drop nodes and initializers that nothing reads."""
+    removed = 0
+    while True:
+        read = {name for node in graph.graph.node for name in node.input} | graph.outputs
+        dead = [node for node in graph.graph.node if not any(name in read for name in node.output)]
+        for node in dead:
+            graph.graph.node.remove(node)
+        removed += len(dead)
+        if not dead:
+            break
+    for tensor in list(graph.graph.initializer):
+        if tensor.name not in read:
+            graph.graph.initializer.remove(tensor)
+            del graph.constants[tensor.name]
+    kept = {name for node in graph.graph.node for name in node.output}
+    for info in [info for info in graph.graph.value_info if info.name not in kept]:
+        graph.graph.value_info.remove(info)
+    return removed
+

@@ -1,0 +1,55 @@
+"""What the ONNX Runtime targets share: the graph clean-up, the audit and the runner."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+
+from edgekd.spec import Runner
+from edgekd.targets._audit import audit_onnxruntime
+from edgekd.targets._base import Audit, Target
+from edgekd.targets._graph import (
+    Graph,
+    absorb_clamps,
+    quantize_bias,
+    remove_dead,
+    remove_identities,
+    restore_global_pool,
+)
+from edgekd.targets._onnxruntime import OnnxRuntimeRunner
+
+__all__ = ["OnnxRuntimeTarget"]
+
+
+class OnnxRuntimeTarget(Target):
+    """A processor that ONNX Runtime's CPU provider runs on.
+
+    Subclasses name in `machines` what `platform.machine()` says on such a processor.
+    """
+
+    machines: ClassVar[tuple[str, ...]]
+
+    def finish(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
+        graph = Graph(model)
+        remove_identities(graph)
+        restore_global_pool(graph)
+        if int8:
+            absorb_clamps(graph)
+            quantize_bias(graph)
+        remove_dead(graph)
+        return model
+
+    def audit(self, path: Path) -> Audit:
+        return audit_onnxruntime(
+            path, target=self.name, asked_int8=True, int8_activations=self.numerics.activation == "int8"
+        )
+
+    def runner(self, path: Path, *, threads: int = 1) -> Runner:
+        return OnnxRuntimeRunner(path, threads=threads)
+
+    def absent_here(self) -> str | None:
+        here = platform.machine()
+        return None if here in self.machines else f"is for {self.machines[0]} processors; this one is {here}"
