@@ -22,11 +22,13 @@ class Grid:
         low: lowest code.
         high: highest code.
         symmetric: zero-point fixed at 0.
+        half_scales: scales are rounded to float16, because the shipped file stores them so.
     """
 
     low: int
     high: int
     symmetric: bool
+    half_scales: bool = False
 
     def parameters(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero-point of the range [minimum, maximum], widened to hold 0.
@@ -46,10 +48,19 @@ class Grid:
         tiny = torch.finfo(torch.float32).eps
         if self.symmetric:
             scale = torch.maximum(-minimum / -self.low, maximum / self.high).clamp(min=tiny)
-            return scale, torch.zeros_like(scale, dtype=torch.int32)
-        scale = ((maximum - minimum) / (self.high - self.low)).clamp(min=tiny)
+            return self.stored(scale), torch.zeros_like(scale, dtype=torch.int32)
+        scale = self.stored(((maximum - minimum) / (self.high - self.low)).clamp(min=tiny))
         zero_point = (self.low - torch.round(minimum / scale)).clamp(self.low, self.high)
         return scale, zero_point.to(torch.int32)
+
+    def stored(self, scale: Tensor) -> Tensor:
+        """The scale as the shipped file keeps it; same shape and type.
+
+        Below float16's normal numbers nothing is rounded: the file keeps such an operator in float32.
+        """
+        if not self.half_scales:
+            return scale
+        return torch.where(scale < torch.finfo(torch.float16).tiny, scale, scale.half().to(scale.dtype))
 
     def quantize(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """The values that the codes stand for: quantized and dequantized, same shape."""

@@ -153,7 +153,7 @@ class WeightQuantizer(_Quantizer):
         largest = weight.detach().transpose(0, self.ch_axis).flatten(1).abs().amax(dim=1).float()
         # a channel of zeros would make the bias's scale s_x * s_w so small that its int32 code overflows
         floor = largest.max().clamp(min=1e-6) * 2.0**-12
-        scale = torch.maximum(largest, floor) / self.grid.high
+        scale = self.grid.stored(torch.maximum(largest, floor) / self.grid.high)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
 
     def forward(self, weight: Tensor) -> Tensor:

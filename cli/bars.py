@@ -95,5 +95,8 @@ class Bars:
     def _row(
         self, sign: Spinner | Text, name: str, fraction: float, left: str
     ) -> tuple[Spinner | Text, Text, ProgressBar, Text, Text]:
-        bar = ProgressBar(total=1.0, completed=fraction, width=20 if self._console.width < 100 else 40)
+        width = 20 if self._console.width < 100 else 40
+        if not fraction:  # a stage that does not tell how far it is
+            return sign, Text(name), ProgressBar(pulse=True, width=width), Text(""), Text(left, style="cyan")
+        bar = ProgressBar(total=1.0, completed=fraction, width=width)
         return sign, Text(name), bar, Text(f"{100 * fraction:3.0f} %"), Text(left, style="cyan")

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: options.AsJson = False) -> Outcome:
-    """Check versions, try every backend on a tiny model, and say what is missing.
+    """Try every backend on this machine, and say what is missing.
 
     Exit code 0 if the main path works, 4 if something that it needs does not.
 
@@ -80,7 +80,9 @@ def _machine(found: Diagnosis) -> list[tuple[str, str]]:
 
 
 def _backends(found: Diagnosis) -> list[tuple[str, str, str]]:
-    rows = [(f"torch {one.name} {one.description}".rstrip(), _mark(one.works), one.problem) for one in found.torch_devices]
+    rows = [
+        (f"torch {one.name} {one.description}".rstrip(), _mark(one.works), one.problem) for one in found.torch_devices
+    ]
     rows += [(f"onnxruntime {one.name}", _mark(one.works), one.problem) for one in found.providers]
     if found.tensorrt is None:
         return [*rows, ("TensorRT", "no", "not installed; see the extra tensorrt")]

@@ -20,9 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def init(folder: options.NewFolder, as_json: options.AsJson = False) -> Outcome:
-    """Write a recipe that runs as it stands, its JSON Schema for editors, and a .gitignore.
+    """Write a recipe that runs as it stands into a new folder.
 
-    Nothing is overwritten.
+    Beside it: its JSON Schema, so that editors complete and check it, and a .gitignore. Nothing is overwritten.
 
     \b
     edgekd init my-project

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_members(catalog: options.CatalogName = None, as_json: options.AsJson = False) -> Outcome:
-    """List what a recipe can name: losses, methods, models, datasets, targets, devices, calibration.
+    """List what a recipe can name, and what each is.
 
     \b
     edgekd list

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -99,16 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
-        _prepare_process()
-        ended = typer.main.get_command(app)(args=given, prog_name="edgekd", standalone_mode=False)
-        if isinstance(ended, Outcome):
-            return show_outcome(ended)
+        with _process_manners():
+            ended = typer.main.get_command(app)(args=given, prog_name="edgekd", standalone_mode=False)
+            if isinstance(ended, Outcome):
+                return show_outcome(ended)
         # typer turns Ctrl-C into this code
-        return show_failure(_interrupted(), as_json=as_json) if ended == 130 else int(ended or 0)
+        return show_failure(_stopped("Interrupted", 130), as_json=as_json) if ended == 130 else int(ended or 0)
     except KeyboardInterrupt:
-        return show_failure(_interrupted(), as_json=as_json)
+        return show_failure(_stopped("Interrupted", 130), as_json=as_json)
     except _Terminated:
-        return show_failure(Failure("Terminated", f"Terminated: {_STOPPED}", 143), as_json=as_json)
+        return show_failure(_stopped("Terminated", 143), as_json=as_json)
     except Exception as error:
         return show_failure(failure_of(error), as_json=as_json)
 
@@ -124,7 +126,9 @@ def failure_of(error: Exception) -> Failure:
         return Failure("Aborted", "Aborted.", 1)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return Failure(
-            "OutOfMemory", f"Out of memory. Lower batch_size, or the size of the images. {_first_line(error)}".rstrip(), 3
+            "OutOfMemory",
+            f"Out of memory. Lower batch_size, or the size of the images. {_first_line(error)}".rstrip(),
+            3,
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return Failure("StorageError", f"{error.filename or 'The disk'}: {error.strerror}; {_STOPPED}", 3)
@@ -143,26 +147,28 @@ def _usage(error: Exception, message: str) -> str:
     return f"{message.rstrip()}\nTry `{command} --help`."
 
 
-def _interrupted() -> Failure:
-    return Failure("Interrupted", f"Interrupted: {_STOPPED}", 130)
+def _stopped(how: str, exit_code: int) -> Failure:
+    return Failure(how, _STOPPED, exit_code, heading=how)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
-def _prepare_process() -> None:
+@contextmanager
+def _process_manners() -> Iterator[None]:
+    """SIGTERM lets clean-up code run, and a terminal that cannot draw a sign is no reason to stop."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that cannot draw a sign is no reason to stop
-    if hasattr(signal, "SIGTERM") and _in_main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
+            stream.reconfigure(errors="replace")
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -85,7 +85,8 @@ Profile = Annotated[
     typer.Option("--profile", metavar="NAME", help="default, or mobile: one pinned thread and a cold start."),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="Where to measure (`edgekd list devices`), cpu by default.")
+    str | None,
+    typer.Option("--device", metavar="NAME", help="Where to measure (`edgekd list devices`), cpu by default."),
 ]
 Target = Annotated[
     str | None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -123,11 +125,28 @@ def watching(*, quiet: bool) -> Iterator[Display]:
     display = _display(quiet=quiet)
     finished = False
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _own_words():
             yield display
             finished = True
     finally:
         display.close(finished=finished)
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Keep libraries from telling our users what only their developers can act on; -W or PYTHONWARNINGS shows it."""
+    if sys.warnoptions:
+        yield
+        return
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _display(*, quiet: bool) -> Display:

@@ -46,12 +46,14 @@ class Failure:
         message: for the user.
         exit_code: of the command.
         trace: the traceback, of a fault of edgekd only.
+        heading: what stands before the message.
     """
 
     kind: str
     message: str
     exit_code: int
     trace: str = ""
+    heading: str = "Error"
 
 
 def show_outcome(outcome: Outcome) -> int:
@@ -61,10 +63,15 @@ def show_outcome(outcome: Outcome) -> int:
         return outcome.exit_code
     drawn = console(sys.stdout)
     with drawn.capture() as captured:
+        from rich.table import Table
+
         for part in outcome.shown():
             # a line of text may hold a path or a command to copy: the terminal may break it, not we
             drawn.print(part, soft_wrap=isinstance(part, str))
-    write(sys.stdout, captured.get())
+            if isinstance(part, Table):
+                drawn.print()
+    # rich fills lines up to the width of a table: blanks that only get in the way of a copy
+    write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
     return outcome.exit_code
 
 
@@ -81,7 +88,7 @@ def show_failure(failure: Failure, *, as_json: bool) -> int:
     drawn = console(sys.stderr)
     with drawn.capture() as captured:
         # never wrapped: a path or a command in the message must stay one that can be copied
-        drawn.print(Text.assemble(("Error: ", "bold red"), failure.message), soft_wrap=True)
+        drawn.print(Text.assemble((f"{failure.heading}: ", "bold red"), failure.message), soft_wrap=True)
     write(sys.stderr, failure.trace + captured.get())
     return failure.exit_code
 
@@ -95,10 +102,12 @@ def console(stream: TextIO) -> Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose cells are taken as they are; numbers and names in the first column do not wrap."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    drawn.show_edge, drawn.pad_edge, drawn.padding = False, False, (0, 2, 0, 0)
     for index, column in enumerate(columns):
         drawn.add_column(column, no_wrap=index == 0, overflow="fold")
     for row in rows:

@@ -34,6 +34,4 @@ def report(run: options.RunFolder, as_json: options.AsJson = False) -> Outcome:
         pipeline.write_report(found, run)
     from edgekd.report import render_terminal, to_json
 
-    return Outcome(
-        as_json, lambda: to_json(found), lambda: [*render_terminal(found), f"Report: {run / 'report.html'}"]
-    )
+    return Outcome(as_json, lambda: to_json(found), lambda: [*render_terminal(found), f"Report: {run / 'report.html'}"])

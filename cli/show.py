@@ -50,7 +50,9 @@ def _artifact(artifact: Artifact) -> list[RenderableType]:
     about = {"path": str(artifact.path), **manifest.model_dump(include={"kind", "stage", "id", "key", "seconds"})}
     parents = [(link.role, link.kind, link.id[:12]) for link in manifest.parents]
     files = [(name, (artifact.path / name), digest) for name, digest in sorted(manifest.files.items())]
-    sizes = [(name, size(path.stat().st_size) if path.is_file() else "missing", code[:12]) for name, path, code in files]
+    sizes = [
+        (name, size(path.stat().st_size) if path.is_file() else "missing", code[:12]) for name, path, code in files
+    ]
     interface = [
         (spec.name, way, spec.dtype, " x ".join(str(side) for side in spec.shape))
         for way, specs in (

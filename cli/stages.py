@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGES", "carry_out", "register"]
 
 STAGES: dict[str, tuple[Stage, str]] = {
-    "run": ("report", "Do everything a recipe asks for; what is there already is not redone."),
+    "run": ("report", "Do everything that a recipe asks for."),
     "train": ("train", "Train the teacher, or take it from its weights."),
     "distill": ("distill", "Train the student, with the teacher and alone."),
     "quantize": ("quantize", "Make the student int8, for every target."),
@@ -50,9 +50,7 @@ def _verb(until: Stage) -> Callable[..., Outcome]:
     ) -> Outcome:
         if check:
             return _plan(recipe, set_values or [], out, as_json=as_json, quiet=quiet)
-        return carry_out(
-            recipe, set_values or [], until, out=out, overwrite=overwrite, as_json=as_json, quiet=quiet
-        )
+        return carry_out(recipe, set_values or [], until, out=out, overwrite=overwrite, as_json=as_json, quiet=quiet)
 
     return verb
 

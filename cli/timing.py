@@ -69,24 +69,28 @@ class Clock:
 
     def run_left(self) -> float | None:
         """Seconds until the run ends, by the pace of the training so far; None while that cannot be told."""
-        here = self.stage_left()
         later = [stage for name, stage in self._planned.items() if name != self.name]
-        if here is None or not later:
+        pace = self._pace()
+        if self._started is None or not later or (pace is None and any(stage.epochs for stage in later)):
             return None
-        epochs = sum(stage.epochs for stage in later)
-        pace = self._pace(here)
-        if epochs and pace is None:
-            return None
-        return here + epochs * (pace or 0.0) + sum(stage.seconds for stage in later)
+        here = self.stage_left()
+        if here is None:
+            here = max(0.0, self._expected(self._planned.get(self.name), pace) - (self._now() - self._started))
+        return here + sum(self._expected(stage, pace) for stage in later)
 
-    def _pace(self, here: float) -> float | None:
+    def _pace(self) -> float | None:
         """Seconds an epoch, counting what the current stage will have taken at its end."""
         seconds, epochs = self._trained_seconds, self._trained_epochs
-        current = self._planned.get(self.name)
-        if current is not None and current.epochs and self._started is not None:
+        current, here = self._planned.get(self.name), self.stage_left()
+        if current is not None and current.epochs and self._started is not None and here is not None:
             seconds += self._now() - self._started + here
             epochs += current.epochs
         return seconds / epochs if epochs else None
+
+    @staticmethod
+    def _expected(stage: PlannedStage | None, pace: float | None) -> float:
+        """Seconds of a stage; an unknown one, or training at an unknown pace, adds nothing."""
+        return stage.seconds + stage.epochs * (pace or 0.0) if stage is not None else 0.0
 
 
 def clock_time(seconds: float | None, suffix: str = "") -> str:

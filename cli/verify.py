@@ -20,9 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(run: options.RunFolder, as_json: options.AsJson = False) -> Outcome:
-    """Check every artifact of a run: the hash of each file, and where it came from.
+    """Check that every file of a run is what was sealed.
 
-    Exit code 3 if anything is damaged or missing.
+    The hash of each file, and that what an artifact was made from is there. Exit code 3 if anything is damaged.
 
     \b
     edgekd verify runs/digits

@@ -91,6 +91,4 @@ def _package(requirement: Requirement) -> Package:
         installed = None
     # prereleases=True: a nightly build inside the range is inside the range
     supported = installed is not None and requirement.specifier.contains(installed, prereleases=True)
-    return Package(
-        name=requirement.name, required=str(requirement.specifier), installed=installed, supported=supported
-    )
+    return Package(name=requirement.name, required=str(requirement.specifier), installed=installed, supported=supported)

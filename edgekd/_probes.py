@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edgekd.errors import EdgeKDError
@@ -11,6 +14,7 @@ __all__ = ["Engine", "Provider", "TorchDevice", "cpu", "int8_sums", "providers",
 
 # what a broken or missing installation of a compiled package raises on import
 _BROKEN = (ImportError, OSError)
+_REMOTE = ("AzureExecutionProvider",)
 _TERMS = 64
 
 
@@ -58,12 +62,12 @@ class Engine(Frozen):
 
 
 def providers() -> list[Provider]:
-    """Every provider that ONNX Runtime lists, after a session on it."""
+    """Every provider that ONNX Runtime lists, after a session on it; those that only call a service are left out."""
     try:
         import onnxruntime
     except _BROKEN as error:
         return [Provider(name="CPUExecutionProvider", works=False, problem=f"onnxruntime does not load: {error}")]
-    return [_provider(str(name)) for name in onnxruntime.get_available_providers()]
+    return [_provider(str(name)) for name in onnxruntime.get_available_providers() if name not in _REMOTE]
 
 
 def int8_sums() -> str:
@@ -93,14 +97,16 @@ def torch_devices() -> list[TorchDevice]:
 def tensorrt() -> Engine | None:
     """The TensorRT library after it parsed a small model; None if there is none."""
     from edgekd.errors import BackendMissing
-    from edgekd.targets._trt_library import parse, trt_library
+    from edgekd.targets._trt_library import trt_library
+    from edgekd.targets._trt_network import parse
 
     try:
         _, library, version = trt_library()
     except BackendMissing:
         return None
     try:
-        parse(_float_model())
+        with _no_native_messages():
+            parse(_float_model())
     except EdgeKDError as error:
         return Engine(library=library, version=version, parses=False, problem=str(error))
     return Engine(library=library, version=version, parses=True)
@@ -121,7 +127,7 @@ def _provider(name: str) -> Provider:
     from edgekd.targets._onnxruntime import OnnxRuntimeRunner
 
     try:
-        with OnnxRuntimeRunner(_float_model(), provider=name) as runner:
+        with _no_native_messages(), OnnxRuntimeRunner(_float_model(), provider=name) as runner:
             found = runner.run({"x": np.full((1, 4), -1.0, np.float32)})["y"]
     except EdgeKDError as error:
         return Provider(name=name, works=False, problem=str(error))
@@ -138,6 +144,19 @@ def _torch_device(name: str) -> TorchDevice:
     except RuntimeError as error:  # a driver too old, or a GPU this build has no kernels for
         return TorchDevice(name=name, description=description, works=False, problem=str(error).split("\n")[0])
     return TorchDevice(name=name, description=description, works=total == 8.0)
+
+
+@contextmanager
+def _no_native_messages() -> Iterator[None]:
+    """Drop what a runtime's own code writes to the process's stderr: the exception says the same, once."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _float_model() -> bytes:

@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
 
-__all__ = ["Frame", "Scale", "drawing", "legend", "line", "path", "text", "tick_label"]
+__all__ = ["Frame", "Scale", "drawing", "legend", "line", "path", "shortened", "text", "tick_label", "titled"]
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,9 @@ def _problems(packages: list[Package], providers: list[Provider], devices: list[
     main = next((one for one in providers if one.name == _MAIN_PROVIDER), None)
     if main is None or not main.works:
         reason = main.problem if main else "it is not in this build"
-        found.append(f"ONNX Runtime cannot run a model on the CPU: {reason}. Run `pip install --force-reinstall onnxruntime`.")
+        found.append(
+            f"ONNX Runtime cannot run a model on the CPU: {reason}. Run `pip install --force-reinstall onnxruntime`."
+        )
     cpu = next((one for one in devices if one.name == "cpu"), None)
     if cpu is None or not cpu.works:
         found.append(f"torch cannot compute: {cpu.problem if cpu else 'it is not there'}. Run `pip install torch`.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed  # type: ignore[import-untyped]
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from edgekd._average import Average

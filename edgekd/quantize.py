@@ -13,17 +13,18 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgekd.calibration._base import Calibrator
 from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers, set_phase
 from edgekd.errors import DataError, EdgeKDError, MismatchError
 from edgekd.taps import Tapped, logits_of
-from edgekd.targets._annotate import TargetQuantizer
+from edgekd.targets._annotate import TargetQuantizer, is_weighted
 from edgekd.targets._base import Numerics
 
 __all__ = [
@@ -39,6 +40,9 @@ __all__ = [
     "set_phase",
     "sqnr_db",
 ]
+
+_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+_DEQUANTIZE_CHANNELS = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 MIN_FAITHFUL_DB = 60.0
 """A prepared graph with its quantizers off must equal the float student at least this well."""
@@ -102,7 +106,8 @@ def capture(student: nn.Module, example: Tensor, taps: Sequence[str] = ()) -> Gr
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
         with _quiet():
-            return torch.export.export(wrapped, (example,), dynamic_shapes=({0: batch},)).module()
+            graph: GraphModule = torch.export.export(wrapped, (example,), dynamic_shapes=({0: batch},)).module()  # type: ignore[assignment]
+            return graph
     except EdgeKDError:
         raise
     except Exception as error:
@@ -140,12 +145,14 @@ def calibrate(graph: GraphModule, batches: Iterable[Tensor]) -> int:
     return samples
 
 
-def convert(graph: GraphModule, example: Tensor) -> GraphModule:
+def convert(graph: GraphModule, example: Tensor, *, numerics: Numerics) -> GraphModule:
     """Turn a calibrated or trained graph into an int8 program that gives logits only.
 
     Args:
         graph: from `prepare`, calibrated; it is not changed.
         example: one batch, so that every weight quantizer has seen its weight.
+        numerics: the target's; where its biases are int32, the program's are rounded to that grid, so that
+            the exported file computes the same codes.
     """
     twin = copy.deepcopy(graph)
     set_phase(twin, "frozen")
@@ -154,6 +161,8 @@ def convert(graph: GraphModule, example: Tensor) -> GraphModule:
     _drop_taps(twin)
     with _quiet():
         program: GraphModule = convert_pt2e(twin)
+    if numerics.bias == "int32":
+        _round_biases(program)
     return program
 
 
@@ -209,11 +218,35 @@ def _drop_taps(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def _round_biases(program: GraphModule) -> None:
+    """Round every bias of a quantized operator to the accumulator's grid, s_x * s_w, in place."""
+    for node in program.graph.nodes:
+        if not is_weighted(node) or len(node.args) < 3 or node.args[2] is None:
+            continue
+        data, weight, bias = node.args[:3]
+        if data.target is not _DEQUANTIZE or weight.target is not _DEQUANTIZE_CHANNELS:
+            continue
+        scale = float(data.args[1]) * _attribute(program, weight.args[1]).double()
+        values = _attribute(program, bias)
+        with torch.no_grad():
+            values.copy_(torch.round(values.double() / scale) * scale)
+
+
+def _attribute(program: GraphModule, node: Node) -> Tensor:
+    """The tensor that a get_attr node reads."""
+    value: object = program
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{node.target} is no tensor")
+    return value
+
+
 def _single_output(graph: GraphModule) -> None:
     """Make the calling convention say one tensor where it said (logits, *taps)."""
     from torch.utils import _pytree as pytree
 
-    codegen = graph.graph._codegen
+    codegen: Any = graph.graph._codegen
     info = codegen.pytree_info
     codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(0))
 

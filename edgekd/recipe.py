@@ -143,7 +143,6 @@ class QuantizeSettings(_Section):
     epochs: int | None = Field(None, ge=1, description="default: a tenth of the student's epochs, rounded up")
     lr: float | None = Field(None, gt=0.0, description="default: a hundredth of the student's peak lr")
     batch_size: int | None = Field(None, ge=1, description="default: the student's")
-    freeze_batch_norm_at: float = Field(0.3, ge=0.0, le=1.0, description="fraction of training")
     freeze_observers_at: float = Field(0.5, ge=0.0, le=1.0, description="fraction of training")
 
 
@@ -160,7 +159,7 @@ class ExportSettings(_Section):
 
     targets: list[str] = Field(["onnxruntime_x86"], min_length=1)
     opset: int = Field(20, ge=18, le=20)
-    min_agreement: float = Field(0.999, ge=0.0, le=1.0, description="parity gate: top-1 agreement with torch")
+    min_agreement: float = Field(0.999, ge=0.0, le=1.0, description="parity gate: top-1 agreement with torch; one sample is always allowed")
     tensorrt: TensorRTSettings = TensorRTSettings()
 
 
@@ -227,14 +226,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
     """Check a recipe given as nested plain values; see `load_recipe`."""
-    values = json.loads(json.dumps(values, default=str))
-    problems = [problem for override in overrides if (problem := _override(values, override))]
+    table: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    problems = [problem for override in overrides if (problem := _override(table, override))]
     recipe: Recipe | None = None
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(table)
     except ValidationError as error:
         problems += [_sentence(Recipe, dict(one)) for one in error.errors()]
-    problems += _member_problems(values)
+    problems += _member_problems(table)
     if problems or recipe is None:
         raise RecipeError(source, list(dict.fromkeys(problems)))
     return recipe

@@ -222,7 +222,7 @@ def test_error_when_the_checkpoint_is_damaged(tmp_path):
     content = (tmp_path / "c").read_bytes()
     for length in (0, 10, len(content) // 2):
         (tmp_path / "c").write_bytes(content[:length])
-        with pytest.raises(ArtifactError, match="is damaged and cannot be resumed. Delete it"):
+        with pytest.raises(ArtifactError, match=r"is damaged and cannot be resumed\. Delete it"):
             fit(alone(), batches(), **options)
 
 
@@ -268,7 +268,7 @@ def test_old_checkpoint_stays_when_the_disk_refuses(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     try:
-        with pytest.raises(StorageError, match="Cannot write .*: File too large"):
+        with pytest.raises(StorageError, match=r"Cannot write .*: File too large"):
             fit(alone(), batches(), hooks=Hooks(on_epoch=fill_the_disk), **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -71,6 +71,14 @@ def test_estimate_is_the_order_statistic_below_the_allowed_ones() -> None:
     assert estimate(samples, 90, CONFIDENCE) == 187  # 197 queries allow 10 over
 
 
+@pytest.mark.parametrize("percentile", [5, 50, 90])
+def test_bounds_mirror_each_other_when_the_sample_is_negated(percentile: float) -> None:
+    samples = np.random.default_rng(2).standard_normal(150)
+    upper = upper_bound(list(-samples), 100 - percentile, CONFIDENCE)
+    lower = lower_bound(list(samples), percentile, CONFIDENCE)
+    assert lower == (None if upper is None else -upper)
+
+
 def test_upper_bound_is_over_the_true_percentile_with_the_stated_confidence() -> None:
     rng = np.random.default_rng(0)
     truth = -math.log(0.1)  # p90 of the unit exponential

@@ -8,11 +8,9 @@ keeps the values it saw.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "Bottleneck", "Head", "conv_bn", "divisible", "initialise", "residual_stage"]
+__all__ = ["BasicBlock", "Bottleneck", "conv_bn", "divisible", "initialise", "residual_stage"]
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -77,15 +75,6 @@ class Bottleneck(nn.Module):
         shortcut = inputs if self.downsample is None else self.downsample(inputs)
         activated: Tensor = self.relu3(out + shortcut)
         return activated
-
-
-class Head(nn.Sequential):
-    """Global average pooling and a linear classifier: (B, C, H, W) to logits (B, K)."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__(
-            OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes))
-        )
 
 
 def residual_stage(

@@ -56,7 +56,8 @@ def reduced_range(run: Run, target: str) -> bool:
 
 def program_of(run: Run, target: str, artifact: Artifact, student: Artifact) -> GraphModule:
     """The int8 program of a quantized artifact, giving logits only."""
-    return quantize.convert(_restored(run, target, artifact, student), example_inputs(run, 2))
+    graph = _restored(run, target, artifact, student)
+    return quantize.convert(graph, example_inputs(run, 2), numerics=run.target(target).numerics)
 
 
 def _ptq(run: Run, target: str, student: Artifact) -> Artifact:
@@ -185,7 +186,8 @@ def _calibrate(run: Run, graph: GraphModule) -> None:
 
 
 def _write(run: Run, draft: Draft, graph: GraphModule, history: FitResult | None, settings: dict[str, Any]) -> None:
-    program = quantize.convert(graph, example_inputs(run, 2))
+    numerics = run.target(settings["target"]).numerics
+    program = quantize.convert(graph, example_inputs(run, 2), numerics=numerics)
     save_weights(draft.folder / WEIGHTS, graph, metadata={"edgekd.spec": run.spec.model_dump_json()})
     (draft.folder / "ranges.json").write_text(json.dumps(quantize.ranges(graph), indent=1), encoding="utf-8")
     batches = evaluation_batches(run.data.test, run.data.preprocessing)

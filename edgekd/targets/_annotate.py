@@ -82,15 +82,15 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         calibrator: chooses every activation's range.
         reduce_range: weights use 7 of their 8 bits, so that sums of u8 * s8 pairs fit int16 on x86
             processors without VNNI.
-        logits: name of the graph output that no quantized operator follows; kept in float when it comes
-            straight from a fully connected layer, because ONNX Runtime fuses that and rank order profits.
+
+    Logits that come straight from a fully connected layer keep their float values: every runtime fuses that.
     """
 
     def __init__(self, numerics: Numerics, *, calibrator: Calibrator, reduce_range: bool) -> None:
         super().__init__()
         self.numerics = numerics
         low, high = (0, 255) if numerics.activation == "uint8" else (-128, 127)
-        grid = Grid(low, high, numerics.symmetric_activations)
+        grid = Grid(low, high, numerics.symmetric_activations, numerics.half_scales)
         self._activation = QuantizationSpec(
             dtype=torch.uint8 if numerics.activation == "uint8" else torch.int8,
             observer_or_fake_quant_ctr=ActivationQuantizer.with_args(calibrator=calibrator, grid=grid),
@@ -101,7 +101,9 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         top = 64 if reduce_range else 127
         self._weight = QuantizationSpec(
             dtype=torch.int8,
-            observer_or_fake_quant_ctr=PerChannelWeightQuantizer.with_args(grid=Grid(-top, top, symmetric=True)),
+            observer_or_fake_quant_ctr=PerChannelWeightQuantizer.with_args(
+                grid=Grid(-top, top, symmetric=True, half_scales=numerics.half_scales)
+            ),
             quant_min=-top,
             quant_max=top,
             qscheme=torch.per_channel_symmetric,
@@ -135,7 +137,8 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         if self.numerics.quantize_outputs and not self._gives_logits(node, end):
             self._mark_output(end)
 
-    def _gives_logits(self, node: Node, end: Node) -> bool:
+    @staticmethod
+    def _gives_logits(node: Node, end: Node) -> bool:
         return end is node and node.target is _aten.linear.default and all(u.op == "output" for u in node.users)
 
     def _binary(self, node: Node) -> None:

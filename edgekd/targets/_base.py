@@ -27,14 +27,14 @@ class Numerics:
         bias: int32 with scale s_x * s_w, or left in float.
         quantize_outputs: a Q/DQ pair on every quantized operator's output, or only on the inputs of
             weighted operators and the skip input of an add.
-        weight_min: lowest weight code; the highest is 127 (63 with reduce_range).
+        half_scales: scales are stored in float16, with the rest of the graph.
     """
 
     activation: Literal["uint8", "int8"]
     symmetric_activations: bool
     bias: Literal["int32", "float"]
     quantize_outputs: bool
-    weight_min: int
+    half_scales: bool = False
 
 
 @dataclass(frozen=True)

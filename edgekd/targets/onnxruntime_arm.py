@@ -13,5 +13,5 @@ class OnnxRuntimeArm(OnnxRuntimeTarget):
 
     machines = ("aarch64", "arm64")
     numerics = Numerics(
-        activation="int8", symmetric_activations=False, bias="int32", quantize_outputs=True, weight_min=-127
+        activation="int8", symmetric_activations=False, bias="int32", quantize_outputs=True
     )

@@ -13,5 +13,5 @@ class OnnxRuntimeX86(OnnxRuntimeTarget):
 
     machines = ("x86_64", "AMD64")
     numerics = Numerics(
-        activation="uint8", symmetric_activations=False, bias="int32", quantize_outputs=True, weight_min=-127
+        activation="uint8", symmetric_activations=False, bias="int32", quantize_outputs=True
     )

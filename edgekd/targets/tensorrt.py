@@ -26,7 +26,7 @@ class TensorRT(Target):
     """Explicit Q/DQ, strongly typed: what the file says is what the engine computes."""
 
     numerics = Numerics(
-        activation="int8", symmetric_activations=True, bias="float", quantize_outputs=False, weight_min=-127
+        activation="int8", symmetric_activations=True, bias="float", quantize_outputs=False, half_scales=True
     )
 
     def finish(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from edgekd.catalog import CATALOGS
 from edgekd.models._base import ModelFactory
@@ -22,8 +25,17 @@ def build(name: str, classes: int = 10, input_shape: tuple[int, int, int] = (1, 
     return factory(factory.Options()).build(classes, input_shape)
 
 
-def exported_nodes(model: nn.Module, example: Tensor) -> list[torch.fx.Node]:
-    return [node for node in torch.export.export(model, (example,)).graph.nodes if node.op == "call_function"]
+@cache
+def exported(name: str) -> tuple[Tapped, GraphModule]:
+    """A network with three taps, and its graph for any batch: exported once for all tests."""
+    model = build(name).eval()
+    wrapped = Tapped(model, [child for child, _ in model.named_children()][:3])
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    return wrapped, torch.export.export(wrapped, (torch.randn(2, 1, 16, 16),), dynamic_shapes=dynamic).module()
+
+
+def operators(name: str) -> list[Node]:
+    return [node for node in exported(name)[1].graph.nodes if node.op == "call_function"]
 
 
 def test_catalog_holds_the_families():
@@ -58,27 +70,23 @@ def test_every_trained_parameter_gets_a_gradient(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_every_convolution_folds_its_normalisation_when_exported(name):
-    nodes = exported_nodes(build(name).eval(), torch.randn(2, 1, 16, 16))
+    nodes = operators(name)
     convolutions = [node for node in nodes if node.target is CONVOLUTION]
     normalisations = [node for node in nodes if node.target is NORMALISATION]
-    assert len(convolutions) >= 3
-    assert all([user.target for user in node.users] == [NORMALISATION] for node in convolutions)
-    assert all(node.args[0].target is CONVOLUTION for node in normalisations)
+    assert len(convolutions) == len(normalisations) >= 3
+    assert {node.args[0] for node in normalisations} == set(convolutions)
+    assert all(user in normalisations for node in convolutions for user in node.users if user.op != "output")
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_no_operator_works_in_place_when_exported(name):
-    nodes = exported_nodes(build(name).eval(), torch.randn(2, 1, 16, 16))
+    nodes = operators(name)
     assert [str(node.target) for node in nodes if str(node.target).split(".")[1].endswith("_")] == []
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_taps_survive_export_when_the_batch_changes(name):
-    model = build(name).eval()
-    taps = [child for child, _ in model.named_children()][:3]
-    wrapped = Tapped(model, taps)
-    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
-    graph = torch.export.export(wrapped, (torch.randn(2, 1, 16, 16),), dynamic_shapes=dynamic).module()
+    wrapped, graph = exported(name)
     example = torch.randn(5, 1, 16, 16)
     eager, traced = wrapped(example), graph(example)
     assert len(eager) == len(traced) == 4

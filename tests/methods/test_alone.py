@@ -29,5 +29,5 @@ def test_weights_of_the_kept_losses_sum_to_one(weights, expected):
 
 
 def test_error_names_the_losses_when_all_need_a_teacher():
-    with pytest.raises(UsageError, match="needs a loss that works without a teacher, got: kd. Add cross_entropy"):
+    with pytest.raises(UsageError, match=r"needs a loss that works without a teacher, got: kd\. Add cross_entropy"):
         Alone(nn.Flatten(), [], [teacher_loss(0.9)])

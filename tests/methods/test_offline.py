@@ -67,7 +67,7 @@ def test_error_when_a_network_gives_no_logits():
 
 def test_error_suggests_a_tap_when_it_is_unknown():
     method = Offline(network(), [network()], [WeightedLoss("hint", hint("layer3"), 1.0)])
-    with pytest.raises(UsageError, match="has no module 'layer3' to tap. Did you mean 'layer"):
+    with pytest.raises(UsageError, match=r"has no module 'layer3' to tap\. Did you mean 'layer"):
         method.prepare(EXAMPLE)
 
 

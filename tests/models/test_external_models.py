@@ -30,7 +30,7 @@ def test_package_says_what_to_install_when_it_does_not_load(tmp_path, monkeypatc
     (tmp_path / "built_for_another_torch.py").write_text("raise RuntimeError('operator nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        BackendMissing, match="does not load beside this torch: operator nms does not exist.*one release"
+        BackendMissing, match=r"does not load beside this torch: operator nms does not exist.*one release"
     ):
         package("built_for_another_torch")
 

@@ -134,7 +134,12 @@ def _float_constant(graph: QdqGraph, x: str) -> onnx.ModelProto:
     return graph.model(graph.pair(graph.op("Mul", [x, graph.real("k", (1,))], "m")))
 
 
+def _bias_type(graph: QdqGraph, x: str) -> onnx.ModelProto:
+    return graph.model(graph.pair(graph.conv(x, "c", bias=graph.stored("b", (C,), dtype="int8"))))
+
+
 ISLANDS = [
+    (_bias_type, "Conv", r"its bias 'b' is int8"),
     (_no_output_q, "Conv", r"no Q on its output 'c', which goes in float to HardSwish 'node_y'"),
     (_relu_zero_point, "Conv", r"ReLU behind it cannot fold: the zero-point of its Q is 128, not 0"),
     (_relu6_range, "Conv", r"Clip \[0, 6\] behind it cannot fold: its Q reaches from 0 to 25.5"),
