@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -54,7 +55,7 @@ def test_json_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_facts_flatten_nested_values(capsys: pytest.CaptureFixture[str]) -> None:
     show_outcome(Outcome(False, str, lambda: [facts("F", {"a": {"b": [1, 2]}, "c": None})]))
     lines = capsys.readouterr().out.splitlines()
-    assert "a.b  1, 2" in lines
+    assert "a.b   1, 2" in lines
     assert any(line.startswith("c  ") for line in lines)
 
 
@@ -74,9 +75,7 @@ def test_no_color_is_honoured(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert ("\x1b[31m" in stream.getvalue()) is wanted
 
 
-def test_reader_that_goes_away_does_not_change_the_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    import os
-
+def test_reader_that_goes_away_does_not_change_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     read, end = os.pipe()
     os.close(read)
     with os.fdopen(end, "w") as stream:

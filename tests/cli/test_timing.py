@@ -54,7 +54,9 @@ def test_stage_left_is_unknown_while_the_first_second_runs(hand: Hand) -> None:
 
 def test_run_left_uses_the_pace_of_training(hand: Hand) -> None:
     clock = Clock(hand)
-    clock.plan({"teacher": PlannedStage(epochs=20), "student": PlannedStage(epochs=30), "bench": PlannedStage(seconds=15)})
+    clock.plan(
+        {"teacher": PlannedStage(epochs=20), "student": PlannedStage(epochs=30), "bench": PlannedStage(seconds=15)}
+    )
     clock.stage("teacher", cached=False)
     assert clock.run_left() is None, "no pace is known yet"
     hand.seconds += 10
@@ -71,7 +73,9 @@ def test_run_left_uses_the_pace_of_training(hand: Hand) -> None:
 
 def test_run_left_ignores_stages_that_are_there(hand: Hand) -> None:
     clock = Clock(hand)
-    clock.plan({"teacher": PlannedStage(epochs=20), "export": PlannedStage(seconds=8), "bench": PlannedStage(seconds=15)})
+    clock.plan(
+        {"teacher": PlannedStage(epochs=20), "export": PlannedStage(seconds=8), "bench": PlannedStage(seconds=15)}
+    )
     clock.stage("teacher", cached=True)
     assert clock.end() is None
     clock.stage("export", cached=False)

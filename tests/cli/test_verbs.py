@@ -83,9 +83,10 @@ def test_run_again_redoes_nothing(run: Path, recipe: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize(("verb", "last"), [("train", "teacher"), ("distill", "student"), ("quantize", "int8_ptq")])
 def test_single_stage_stops_there(
-    verb: str, last: str, run: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, last: str, run: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([verb, str(recipe), "--out", str(run)]) == 0
+    shutil.copytree(run, tmp_path / "run")
+    assert main([verb, str(recipe), "--out", str(tmp_path / "run")]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
     assert lines[-1].startswith(f"[{last}")
     assert lines[-1].endswith("already there")
@@ -122,7 +123,7 @@ def test_set_reports_every_problem_of_the_recipe(recipe: Path, capsys: pytest.Ca
 def test_report_writes_the_page_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
-    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
     shown = capsys.readouterr().out
     assert "PASS" in shown
     assert "report.html" in shown
@@ -152,7 +153,8 @@ def test_verify_is_3_when_a_file_is_damaged(run: Path, tmp_path: Path, capsys: p
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     weights = next(copy.glob("teacher-*/model.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     code, found = _json(["verify", str(copy)], capsys)
     assert (code, found["ok"]) == (3, False)
     damaged = [row["path"] for row in found["artifacts"] if not row["ok"]]
@@ -176,8 +178,11 @@ def test_bench_of_a_file_ends_with_its_verdict(
     assert (ended, report["verdict"]["overall"]) == (code, verdict)
 
 
-def test_bench_options_override_the_recipe(run: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, report = _json(["bench", str(recipe), "--out", str(run), "--budget-ms", "0.0001"], capsys)
+def test_bench_options_override_the_recipe(
+    run: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    code, report = _json(["bench", str(recipe), "--out", str(tmp_path / "run"), "--budget-ms", "0.0001"], capsys)
     assert code == 1
     assert report["recipe"]["bench"]["budget_ms"] == 0.0001
 
@@ -205,7 +210,7 @@ def test_bench_of_a_file_that_is_no_model_is_3(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("key", ["budget_ms", "percentile", "confidence", "threads", "batch", "queries", "device"])
 def test_help_repeats_the_defaults_of_the_protocol(key: str) -> None:
-    declared = {
+    declared: dict[str, Any] = {
         "budget_ms": options.BudgetMs,
         "percentile": options.Percentile,
         "confidence": options.Confidence,
