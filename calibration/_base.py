@@ -45,27 +45,35 @@ class Grid:
         (tensor(0.0100), tensor(0, dtype=torch.int32))
         """
         minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
-        tiny = torch.finfo(torch.float32).eps
         if self.symmetric:
-            scale = torch.maximum(-minimum / -self.low, maximum / self.high).clamp(min=tiny)
-            return self.stored(scale), torch.zeros_like(scale, dtype=torch.int32)
-        scale = self.stored(((maximum - minimum) / (self.high - self.low)).clamp(min=tiny))
+            scale = self.stored(_usable(torch.maximum(minimum / self.low, maximum / self.high)))
+            return scale, torch.zeros_like(scale, dtype=torch.int32)
+        scale = self.stored(_usable((maximum - minimum) / (self.high - self.low)))
         zero_point = (self.low - torch.round(minimum / scale)).clamp(self.low, self.high)
         return scale, zero_point.to(torch.int32)
 
     def stored(self, scale: Tensor) -> Tensor:
         """The scale as the shipped file keeps it; same shape and type.
 
-        Below float16's normal numbers nothing is rounded: the file keeps such an operator in float32.
+        Beyond float16's normal numbers nothing is rounded: the file keeps such an operator in float32.
         """
         if not self.half_scales:
             return scale
-        return torch.where(scale < torch.finfo(torch.float16).tiny, scale, scale.half().to(scale.dtype))
+        half = torch.finfo(torch.float16)
+        return torch.where((scale < half.tiny) | (scale > half.max), scale, scale.half().to(scale.dtype))
 
     def quantize(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """The values that the codes stand for: quantized and dequantized, same shape."""
         codes = torch.round(values / scale + zero_point).clamp(self.low, self.high)
         return (codes - zero_point) * scale
+
+
+def _usable(scale: Tensor) -> Tensor:
+    """A scale that can be divided by: at least float32's epsilon, and 1 for a tensor that is always 0.
+
+    Any scale serves that tensor; a tiny one would make the next bias's scale s_x * s_w, and its int32 code, explode.
+    """
+    return torch.where(scale == 0.0, torch.ones_like(scale), scale.clamp(min=torch.finfo(torch.float32).eps))
 
 
 class Calibrator:

@@ -92,12 +92,16 @@ class ActivationQuantizer(_Quantizer):
         """
         if self.histogram.total == 0:
             raise DataError("Calibration saw no data. Give quantize.calibration_samples at least one sample.")
-        low, high = self.calibrator.range(self.histogram, self.grid)
+        low, high = _with_zero(*self.calibrator.range(self.histogram, self.grid))
         self.minimum.fill_(low)
         self.maximum.fill_(high)
-        seen = (self.histogram.minimum, self.histogram.maximum)
+        seen = _with_zero(self.histogram.minimum, self.histogram.maximum)
         ratios = [chosen / extreme if extreme else 1.0 for chosen, extreme in zip((low, high), seen, strict=True)]
         self.ratio.copy_(torch.tensor(ratios))
+
+    def forget(self) -> None:
+        """Start observing anew."""
+        self.histogram = Histogram()
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero-point, both scalars."""
@@ -111,12 +115,17 @@ class ActivationQuantizer(_Quantizer):
             return values
         if self.phase == "track":
             low, high = torch.aminmax(values.detach())
-            self.minimum.lerp_(low.float() * self.ratio[0], _AVERAGING)
-            self.maximum.lerp_(high.float() * self.ratio[1], _AVERAGING)
+            self.minimum.lerp_(low.float().clamp(max=0.0) * self.ratio[0], _AVERAGING)
+            self.maximum.lerp_(high.float().clamp(min=0.0) * self.ratio[1], _AVERAGING)
         scale, zero_point = self.calculate_qparams()
         return torch.fake_quantize_per_tensor_affine(
             values.float(), scale, zero_point, self.quant_min, self.quant_max
         ).to(values.dtype)
+
+
+def _with_zero(low: float, high: float) -> tuple[float, float]:
+    """The range widened to hold 0, as every grid widens it; so a ratio of two ranges is in [0, 1]."""
+    return min(low, 0.0), max(high, 0.0)
 
 
 class WeightQuantizer(_Quantizer):

@@ -1,8 +1,10 @@
 """A streaming histogram of one tensor: fixed memory, and exact whatever the order or split of the batches.
 
 Bins cover [-limit, limit] with `limit` a power of two. When a larger value arrives the limit doubles and
-neighbouring bins merge. A bin's index is floor(value * power of two), which is exact in binary arithmetic and
-nests under doubling, so any order of updates and merges ends in the same counts.
+neighbouring bins merge. Bins are open towards 0 and closed away from it, (0, w], (w, 2w], ... and their mirror
+images; 0 itself counts in the first positive one. So a value equal to the limit lies in the last bin, and stays in
+the right one when the limit doubles. Edges are multiples of a power of two, which binary arithmetic hits exactly:
+any order of updates and merges ends in the same counts.
 """
 
 from __future__ import annotations
@@ -52,8 +54,10 @@ class Histogram:
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._grow(max(abs(low), abs(high)))
         half = BINS // 2
-        index = torch.floor(flat * (half / self.limit)).to(torch.int64).add_(half).clamp_(0, BINS - 1)
-        self.counts += torch.bincount(index, minlength=BINS).cpu()
+        scaled = flat * (half / self.limit)
+        # the sign decides the side, even where a tiny value's product underflows to 0
+        index = torch.where(flat < 0, scaled.floor().clamp(max=-1), scaled.ceil().clamp(min=1) - 1)
+        self.counts += torch.bincount(index.to(torch.int64) + half, minlength=BINS).cpu()
 
     def merge(self, other: Histogram) -> None:
         """Add another histogram's counts, as if its values had been seen here."""

@@ -12,6 +12,8 @@ from edgekd.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     import typer
 
+    from edgekd.catalog import Catalog
+
 __all__ = ["register"]
 
 
@@ -20,17 +22,22 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_members)
 
 
-def list_members(catalog: options.CatalogName = None, as_json: options.AsJson = False) -> Outcome:
-    """List what a recipe can name, and what each is.
+def list_members(
+    catalog: options.CatalogName = None, member: options.MemberName = None, as_json: options.AsJson = False
+) -> Outcome:
+    """List what a recipe can name, and what each is; of one member, its options.
 
     \b
     edgekd list
     edgekd list losses
+    edgekd list losses kd
     """
     from edgekd.catalog import CATALOGS
 
     if catalog is not None and catalog not in CATALOGS:
         raise UsageError(f"There is no catalog '{catalog}'. {did_you_mean(catalog, CATALOGS)}")
+    if catalog is not None and member is not None:
+        return _one(CATALOGS[catalog], member, as_json)
     names = list(CATALOGS) if catalog is None else [catalog]
     found = {
         name: [{"name": member, "summary": CATALOGS[name].summary(member)} for member in CATALOGS[name].names()]
@@ -42,5 +49,38 @@ def list_members(catalog: options.CatalogName = None, as_json: options.AsJson = 
         lambda: [
             table(title, ("name", "what it is"), [(row["name"], row["summary"]) for row in rows])
             for title, rows in found.items()
+        ],
+    )
+
+
+def _one(catalog: Catalog, name: str, as_json: bool) -> Outcome:
+    """A member's options, from its typed model: the only place that imports it."""
+    fields = catalog.options(name).model_fields
+    rows = [
+        {
+            "option": key,
+            "type": str(getattr(field.annotation, "__name__", field.annotation)).replace("typing.", ""),
+            "default": None if field.is_required() else field.default,
+            "required": field.is_required(),
+            "what": field.description or "",
+        }
+        for key, field in fields.items()
+    ]
+    summary = catalog.summary(name)
+    return Outcome(
+        as_json,
+        lambda: json.dumps({"name": name, "summary": summary, "options": rows}, indent=2, default=str),
+        lambda: [
+            f"{name}: {summary}",
+            table(
+                "options",
+                ("option", "type", "default", "what it is"),
+                [
+                    (row["option"], row["type"], "(must be given)" if row["required"] else repr(row["default"]), row["what"])
+                    for row in rows
+                ],
+            )
+            if rows
+            else "It has no options.",
         ],
     )

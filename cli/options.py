@@ -16,6 +16,7 @@ __all__ = [
     "Confidence",
     "Device",
     "Folder",
+    "MemberName",
     "ModelOrRecipe",
     "NewFolder",
     "OptionalOut",
@@ -49,6 +50,8 @@ CatalogName = Annotated[
     str | None,
     typer.Argument(metavar="CATALOG", help=f"One of: {', '.join(_CATALOGS)}.", autocompletion=_catalogs),
 ]
+
+MemberName = Annotated[str | None, typer.Argument(metavar="NAME", help="One member, to see its options.")]
 
 SetValues = Annotated[
     list[str] | None,

@@ -6,12 +6,9 @@ moment leaves the artifact that was there before or the new one, never half of o
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +16,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from edgekd.errors import ArtifactError, StorageError
+from edgekd._sealing import clear_leftovers, draft_folder, files_in, publish, storage_errors, sync
+from edgekd.errors import ArtifactError
 from edgekd.spec import Frozen, ModelSpec
 
-__all__ = ["Artifact", "Draft", "Manifest", "ParentLink", "content_hash", "open_artifact", "seal", "storage_errors"]
+__all__ = [
+    "Artifact",
+    "Draft",
+    "Manifest",
+    "ParentLink",
+    "clear_leftovers",
+    "content_hash",
+    "file_hash",
+    "open_artifact",
+    "seal",
+    "storage_errors",
+]
 
 SCHEMA_VERSION = 1
+JOURNALS = frozenset({"history.json"})
+"""Files that tell how an artifact was made, with times: checked like any other, but no part of its id."""
+
 _MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 
@@ -45,7 +57,7 @@ class Manifest(Frozen):
     Args:
         kind: what it is: checkpoint, quantized, exported, bench.
         stage: the stage that made it.
-        id: hash of its content.
+        id: hash of kind, stage and content, `JOURNALS` left out.
         key: hash of what was asked; an artifact with this key need not be made again.
         parents: what it was made from.
         recipe: the part of the resolved recipe that decided it.
@@ -65,8 +77,8 @@ class Manifest(Frozen):
     recipe: dict[str, Any]
     files: dict[str, str]
     spec: ModelSpec | None = None
-    metrics: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -127,16 +139,16 @@ def seal(
     started = time.monotonic()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        folder = draft_folder(path)
     draft = Draft(folder, None, {})
     try:
         with storage_errors(path):
             yield draft
-            files = {name: file_hash(folder / name) for name in _relative_files(folder)}
+            files = {name: file_hash(folder / name) for name in files_in(folder)}
             manifest = Manifest(
                 kind=kind,
                 stage=stage,
-                id=content_hash({"kind": kind, "files": files}),
+                id=_id(kind, stage, files),
                 key=key,
                 parents=list(parents),
                 recipe=dict(recipe),
@@ -147,8 +159,8 @@ def seal(
                 seconds=round(time.monotonic() - started, 3),
             )
             (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-            _sync(folder)
-            _publish(folder, path)
+            sync(folder, like=_MANIFEST)
+            publish(folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -168,8 +180,12 @@ def open_artifact(path: Path, *, kind: str | None = None, verify: bool = True) -
     manifest_file = path / _MANIFEST
     try:
         manifest = Manifest.model_validate_json(manifest_file.read_bytes())
-    except FileNotFoundError as error:
-        raise ArtifactError(f"There is no artifact at {path}: {_MANIFEST} is missing. Run the stage that makes it.") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(
+            f"There is no artifact at {path}: {_MANIFEST} is missing. Run the stage that makes it."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"{manifest_file} cannot be read: {error.strerror}.") from error
     except (ValidationError, ValueError) as error:
         raise ArtifactError(f"{manifest_file} is damaged. Remove the folder and run the stage again.") from error
     if kind is not None and manifest.kind != kind:
@@ -198,50 +214,25 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a refused write into a `StorageError` that names the place and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full. Free some space",
-            errno.EDQUOT: "the disk quota is used up. Free some space",
-            errno.EROFS: "the disk is read-only. Choose another --out folder",
-            errno.EACCES: "permission denied. Choose another --out folder",
-        }
-        if error.errno not in reasons:
-            raise
-        raise StorageError(
-            f"Cannot write {path}: {reasons[error.errno]} and run the same command again; finished stages are kept."
-        ) from error
+def _id(kind: str, stage: str, files: Mapping[str, str]) -> str:
+    """Hash of what the artifact is, not of how long it took: made again the same way, it is the same one.
+
+    The stage is part of it: a lineage must tell a result from a later one that happens to be equal.
+    """
+    content = {name: code for name, code in files.items() if name not in JOURNALS}
+    return content_hash({"kind": kind, "stage": stage, "files": content})
 
 
 def _verify(path: Path, manifest: Manifest) -> None:
+    if manifest.id != _id(manifest.kind, manifest.stage, manifest.files):
+        raise ArtifactError(
+            f"{path / _MANIFEST} is damaged: its id is not that of its files. Remove {path} and run its stage again."
+        )
     for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise ArtifactError(f"{file} is missing. Remove {path} and run its stage again.")
         if file_hash(file) != expected:
-            raise ArtifactError(f"{file} is damaged: its content is not what was sealed. Remove {path} and run its stage again.")
-
-
-def _relative_files(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-
-
-def _sync(folder: Path) -> None:
-    for name in _relative_files(folder):
-        with (folder / name).open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def _publish(folder: Path, path: Path) -> None:
-    """Rename into place; an artifact that is there already steps aside first and is removed after."""
-    old: Path | None = None
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent)) / path.name
-        os.replace(path, old)
-    os.replace(folder, path)
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)
+            raise ArtifactError(
+                f"{file} is damaged: its content is not what was sealed. Remove {path} and run its stage again."
+            )

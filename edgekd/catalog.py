@@ -12,6 +12,8 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import sys
+import traceback
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 from edgekd.errors import BackendMissing, UsageError, did_you_mean
 from edgekd.spec import Options
 
-__all__ = ["CATALOGS", "Catalog", "Entry"]
+__all__ = ["CATALOGS", "Catalog", "Entry", "user_code_beside"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class Catalog:
         """
         head, _, argument = name.partition(":")
         if head in self.names():
-            return Entry(_member_of(self.package, head, self.base), argument)
+            member = _member_of(self.package, head, self.base)
+            if argument and not _takes_argument(member):
+                raise UsageError(f"{self.noun} '{name}': '{head}' takes nothing after a colon. Write '{head}'.")
+            return Entry(member, argument)
         if not argument:
             raise UsageError(f"There is no {self.noun} '{name}'. {did_you_mean(name, self.names())}")
         if not allow_user_code:
@@ -96,16 +101,39 @@ class Catalog:
         return options
 
 
+def user_code_beside(folder: Path) -> None:
+    """Let `package.module:name` be found beside the recipe, which lies in this folder."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+        importlib.invalidate_caches()
+
+
+def _takes_argument(member: type[Any]) -> bool:
+    taken: bool = getattr(member, "takes_argument", "argument" in inspect.signature(member).parameters)
+    return taken
+
+
 def _import_object(name: str, noun: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UsageError(f"{noun} '{name}': write package.module:name.")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{noun} '{name}': cannot import '{error.name}'. Put the file beside the recipe or install its package."
         ) from error
-    except AttributeError as error:
-        raise UsageError(f"{noun} '{name}': module '{module_name}' has no '{attribute}'.") from error
+    except Exception as error:
+        # the fault is in the user's code: say where, since no traceback is shown for it
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{noun} '{name}': importing '{module_name}' failed: {type(error).__name__}: {error} ({frame.filename},"
+            f" line {frame.lineno})."
+        ) from error
+    if not hasattr(module, attribute):
+        raise UsageError(f"{noun} '{name}': module '{module_name}' has no '{attribute}'.")
+    return getattr(module, attribute)
 
 
 @cache

@@ -82,7 +82,8 @@ def onnx_from_torch(
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise MismatchError(f"The ONNX exporter refused the model: {str(error).strip().splitlines()[0]}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MismatchError(f"The ONNX exporter refused the model: {reason}") from error
     if program is None:
         raise MismatchError("The ONNX exporter gave nothing back for this model.")
     model = target.finish(program.model_proto, int8=int8)

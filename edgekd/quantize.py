@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from edgekd._folding import fold_batch_norm
+from edgekd._normal_form import normalise
 from edgekd.calibration._base import Calibrator
 from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers, set_phase
 from edgekd.errors import DataError, EdgeKDError, MismatchError
-from edgekd.taps import Tapped, logits_of
+from edgekd.taps import Tapped
 from edgekd.targets._annotate import TargetQuantizer, is_weighted
 from edgekd.targets._base import Numerics
 
@@ -79,14 +81,16 @@ def prepare(
         NotFaithful: the graph differs from the student; says by how much.
     """
     exported = capture(student, example, taps)
+    normalise(exported)
+    fold_batch_norm(exported)
     with _quiet():
         graph = prepare_pt2e(
             exported, TargetQuantizer(numerics, calibrator=calibrator, reduce_range=reduce_range)
         )
     for parameter in graph.parameters():
         parameter.requires_grad_(True)
-    quality = faithful_db(graph, student, example)
-    if quality < MIN_FAITHFUL_DB:
+    quality = faithful_db(graph, student, example, taps=taps)
+    if not quality >= MIN_FAITHFUL_DB:  # a comparison with NaN is False
         raise NotFaithful(
             f"The prepared graph differs from the float student: {quality:.1f} dB, at least {MIN_FAITHFUL_DB:.0f} dB"
             " is needed. Look for layers whose result depends on train or eval mode, or report this model."
@@ -112,13 +116,13 @@ def capture(student: nn.Module, example: Tensor, taps: Sequence[str] = ()) -> Gr
         raise
     except Exception as error:
         raise MismatchError(
-            f"torch.export cannot capture {type(student).__name__}: {str(error).strip().splitlines()[0]}"
+            f"torch.export cannot capture {type(student).__name__}: {_first_line(error)}"
             " Models with control flow that depends on values must be rewritten without it."
         ) from error
 
 
 def calibrate(graph: GraphModule, batches: Iterable[Tensor]) -> int:
-    """Observe batches and set every activation's range from them.
+    """Observe batches and set every activation's range from them; what was observed before is forgotten.
 
     Args:
         graph: from `prepare`.
@@ -130,6 +134,9 @@ def calibrate(graph: GraphModule, batches: Iterable[Tensor]) -> int:
     Raises:
         DataError: no batch, or a NaN or infinite value on the way.
     """
+    activations = [one for _, one in quantizers(graph) if isinstance(one, ActivationQuantizer)]
+    for quantizer in activations:
+        quantizer.forget()
     set_phase(graph, "observe")
     samples = 0
     with torch.no_grad():
@@ -138,9 +145,8 @@ def calibrate(graph: GraphModule, batches: Iterable[Tensor]) -> int:
             samples += len(inputs)
     if samples == 0:
         raise DataError("Calibration saw no data. Give quantize.calibration_samples at least one sample.")
-    for _, quantizer in quantizers(graph):
-        if isinstance(quantizer, ActivationQuantizer):
-            quantizer.calibrate()
+    for quantizer in activations:
+        quantizer.calibrate()
     set_phase(graph, "frozen")
     return samples
 
@@ -185,15 +191,24 @@ def restore(graph: GraphModule, state: Mapping[str, Tensor]) -> None:
     odd = sorted(set(own) ^ set(state))
     if odd:
         raise MismatchError(f"The saved quantized student has another graph: {', '.join(odd[:4])} on one side only.")
+    unlike = [name for name in own if own[name].shape != state[name].shape]
+    if unlike:
+        pairs = [f"{name} is {list(state[name].shape)}, here {list(own[name].shape)}" for name in unlike[:4]]
+        raise MismatchError(f"The saved quantized student has other shapes: {'; '.join(pairs)}.")
     graph.load_state_dict(dict(state))
     set_phase(graph, "frozen")
 
 
-def faithful_db(graph: GraphModule, student: nn.Module, example: Tensor) -> float:
-    """SQNR in dB of the prepared graph with all quantizers off against the float student in eval mode."""
+def faithful_db(graph: GraphModule, student: nn.Module, example: Tensor, *, taps: Sequence[str] = ()) -> float:
+    """SQNR in dB of the prepared graph with all quantizers off against the float student in eval mode.
+
+    Of the logits and the taps, the worst.
+    """
     set_phase(graph, "off")
+    wrapped = Tapped(copy.deepcopy(student).eval(), taps)
     with torch.no_grad():
-        return sqnr_db(copy.deepcopy(student).eval()(example), logits_of(graph(example)))
+        pairs = zip(wrapped(example), graph(example), strict=True)
+        return min(sqnr_db(wanted, found) for wanted, found in pairs)
 
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
@@ -207,6 +222,10 @@ def sqnr_db(reference: Tensor, other: Tensor) -> float:
     if error == 0.0:
         return math.inf
     return 10.0 * math.log10(power / error) if power > 0 else -math.inf
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _drop_taps(graph: GraphModule) -> None:
@@ -227,9 +246,24 @@ def _round_biases(program: GraphModule) -> None:
         if data.target is not _DEQUANTIZE or weight.target is not _DEQUANTIZE_CHANNELS:
             continue
         scale = float(data.args[1]) * _attribute(program, weight.args[1]).double()
+        if len(bias.users) > 1:
+            # each reader's accumulator has a grid of its own
+            bias = _copied(program, bias, node)
+            node.args = (data, weight, bias, *node.args[3:])
         values = _attribute(program, bias)
         with torch.no_grad():
             values.copy_(torch.round(values.double() / scale) * scale)
+    program.recompile()
+
+
+def _copied(program: GraphModule, read: Node, reader: Node) -> Node:
+    """A get_attr node in front of `reader` that reads a copy of what `read` reads."""
+    name = f"{reader.name}_bias"
+    program.register_buffer(name, _attribute(program, read).detach().clone())
+    with program.graph.inserting_before(reader):
+        copied: Node = program.graph.get_attr(name)
+    copied.meta = dict(read.meta)
+    return copied
 
 
 def _attribute(program: GraphModule, node: Node) -> Tensor:

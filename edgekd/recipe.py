@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edgekd.catalog import CATALOGS
+from edgekd.catalog import CATALOGS, user_code_beside
 from edgekd.errors import EdgeKDError, RecipeError, did_you_mean
 
 __all__ = [
@@ -36,13 +36,13 @@ __all__ = [
 class _Section(BaseModel):
     """A table of the recipe: unknown keys and values of another type are problems."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class _Member(BaseModel):
     """A table that names a catalog member; its other keys are that member's options."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -159,7 +159,9 @@ class ExportSettings(_Section):
 
     targets: list[str] = Field(["onnxruntime_x86"], min_length=1)
     opset: int = Field(20, ge=18, le=20)
-    min_agreement: float = Field(0.999, ge=0.0, le=1.0, description="parity gate: top-1 agreement with torch; one sample is always allowed")
+    min_agreement: float = Field(
+        0.999, ge=0.0, le=1.0, description="parity gate: top-1 agreement with torch; one sample is always allowed"
+    )
     tensorrt: TensorRTSettings = TensorRTSettings()
 
 
@@ -221,13 +223,33 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(str(path), ["is a folder, not a recipe file."]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), [f"not valid TOML: {error}"]) from error
-    return parse_recipe(values, overrides, source=str(path))
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read: {error.strerror}."]) from error
+    return parse_recipe(values, overrides, source=str(path), folder=path.parent)
 
 
-def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
-    """Check a recipe given as nested plain values; see `load_recipe`."""
+def parse_recipe(
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    source: str = "recipe",
+    folder: Path | None = None,
+) -> Recipe:
+    """Check a recipe given as nested plain values; see `load_recipe`.
+
+    Args:
+        values: the recipe's tables.
+        overrides: see `load_recipe`.
+        source: what messages call it.
+        folder: where user code that it allows may lie.
+
+    Raises:
+        RecipeError: everything that is wrong with it, in one error.
+    """
     table: dict[str, Any] = json.loads(json.dumps(values, default=str))
     problems = [problem for override in overrides if (problem := _override(table, override))]
+    if folder is not None and table.get("allow_user_code") is True:
+        user_code_beside(folder)
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(table)
@@ -262,10 +284,10 @@ def _override(values: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _sentence(model: type[BaseModel], error: dict[str, Any]) -> str:
-    """One pydantic error as: where, what is wrong with which value, what would be right."""
+def _sentence(model: type[BaseModel], error: dict[str, Any], *, within: str = "") -> str:
+    """One pydantic error as: where (the model's own place is `within`), what is wrong with which value."""
     location = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
-    where = ".".join(str(part) for part in location) or "recipe"
+    where = ".".join(str(part) for part in (within, *location) if part != "") or "recipe"
     if error["type"] == "extra_forbidden":
         table = ".".join(str(part) for part in location[:-1])
         valid = _fields_at(model, location[:-1])
@@ -273,7 +295,10 @@ def _sentence(model: type[BaseModel], error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{where}: missing. Add it to the recipe."
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+    # a rule over a whole table says itself which key it is about, and its input is all of the table
+    whole = error["type"] == "value_error" and isinstance(error["input"], dict)
+    got = "" if whole else f", got {error['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{got}"
 
 
 _UNION_TAGS = {"bool", "literal['auto']", "int", "str", "float"}
@@ -321,7 +346,7 @@ def _option_problems(options: type[BaseModel], extra: dict[str, Any], key: str, 
                 name = str(one["loc"][-1])
                 found.append(f"{key}.{name}: unknown key '{name}' in [{key}]. {did_you_mean(name, valid)}")
             else:
-                found.append(f"{key}.{_sentence(options, dict(one))}")
+                found.append(_sentence(options, dict(one), within=key))
         return found
     return []
 

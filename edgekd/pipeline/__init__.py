@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.artifact import open_artifact
+from edgekd.artifact import Artifact, open_artifact
 from edgekd.errors import ArtifactError
 from edgekd.pipeline._bench_file import bench_file
+from edgekd.pipeline._check import plan, ready
+from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
 from edgekd.pipeline._quantizing import quantize_stages
 from edgekd.pipeline._reporting import assemble
-from edgekd.pipeline._run import Run, Silent, Watcher, claimed, write_whole_text
+from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
 from edgekd.pipeline._shipping import bench_stage, export_stage
 from edgekd.pipeline._training import student_stages, teacher_stage
 from edgekd.recipe import Recipe
@@ -33,7 +37,8 @@ __all__ = [
 
 Stage = Literal["train", "distill", "quantize", "export", "bench", "report"]
 _ORDER: tuple[Stage, ...] = ("train", "distill", "quantize", "export", "bench", "report")
-_REPORT = "report.json"
+_REPORT, _MANIFEST = "report.json", "manifest.json"
+_STAGE = re.compile(r"-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,13 @@ def run(
     """
     with claimed(out, recipe, recipe_file, overwrite=overwrite):
         work = Run(recipe, out, recipe_file, watcher or Silent())
+        last = _ORDER.index(until)
+        ready(work, distills=last >= _ORDER.index("distill"), exports=last >= _ORDER.index("export"))
         _stages(work, until)
         report = assemble(work, recipe.export.targets)
         write_report(report, out)
-        shutil.rmtree(out / ".checkpoints", ignore_errors=True)
+        if until == "report":  # before, they may be of a later stage that was stopped
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return RunResult(out, report, _exit_code(report, until))
 
 
@@ -91,8 +99,6 @@ def check(recipe: Recipe, *, recipe_file: Path | None = None, out: Path | None =
     Raises:
         EdgeKDError: whatever would stop the run.
     """
-    from edgekd.pipeline._check import plan
-
     return plan(Run(recipe, out or Path("runs") / recipe.name, recipe_file, Silent()))
 
 
@@ -121,41 +127,47 @@ def verify(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: the folder holds no artifact.
     """
-    manifests = sorted(folder.glob("*/manifest.json"))
-    if not manifests:
+    # a name with a dot in front is an artifact that was never finished
+    places = [path for path in sorted(folder.glob("[!.]*")) if (path / _MANIFEST).exists() or _STAGE.search(path.name)]
+    if not places:
         raise ArtifactError(f"There is no artifact in {folder}. Give the folder of a run.")
-    rows, ids = [], {}
-    for manifest in manifests:
-        path = manifest.parent
+    found: dict[Path, Artifact] = {}
+    rows: list[dict[str, Any]] = []
+    for path in places:
         row: dict[str, Any] = {"path": path.name, "kind": None, "ok": False, "problem": None}
         try:
-            artifact = open_artifact(path)
-            ids[artifact.id] = artifact
-            row |= {"kind": artifact.manifest.kind, "ok": True}
+            found[path] = open_artifact(path)
+            row |= {"kind": found[path].manifest.kind, "ok": True}
         except ArtifactError as error:
             row["problem"] = str(error)
         rows.append(row)
-    for row in rows:
-        own = next((one for one in ids.values() if one.path.name == row["path"]), None)
-        lost = [link.role for link in own.manifest.parents if link.id not in ids] if own else []
+    ids = {artifact.id for artifact in found.values()}
+    for path, row in zip(places, rows, strict=True):
+        lost = [link.role for link in found[path].manifest.parents if link.id not in ids] if path in found else []
         if lost:
             row |= {"ok": False, "problem": f"its {', '.join(lost)} is missing or damaged: the lineage is broken there"}
     return rows
 
 
 def _stages(work: Run, until: Stage) -> None:
-    last = _ORDER.index(until)
-    teacher = teacher_stage(work)
-    if last < _ORDER.index("distill"):
-        return
-    student, _ = student_stages(work, teacher)
-    for target in work.recipe.export.targets:
-        if last < _ORDER.index("quantize"):
-            return
-        quantized = quantize_stages(work, target, teacher, student)
-        if last >= _ORDER.index("export"):
-            exported = export_stage(work, target, student, quantized)
-            if last >= _ORDER.index("bench"):
+    """Make every stage up to the last one asked for, and open those behind it that are there already."""
+    reached = _ORDER.index(until)
+
+    def step(stage: Stage) -> None:
+        work.open_only = _ORDER.index(stage) > reached
+
+    with suppress(NotThere):
+        step("train")
+        teacher = teacher_stage(work)
+        step("distill")
+        student, _ = student_stages(work, teacher)
+        for target in work.recipe.export.targets:
+            with suppress(NotThere):
+                step("quantize")
+                quantized = quantize_stages(work, target, teacher, student)
+                step("export")
+                exported = export_stage(work, target, student, quantized)
+                step("bench")
                 bench_stage(work, target, exported)
 
 

@@ -4,25 +4,57 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
+from edgekd.errors import BackendMissing
 from edgekd.pipeline._quantizing import qat_settings, reduced_range
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import check_neighbour, example_inputs, run_method
+from edgekd.recipe import ModelSettings
 from edgekd.weights import load_weights
 
-__all__ = ["plan"]
+__all__ = ["plan", "ready"]
+
+
+def ready(run: Run, *, distills: bool, exports: bool) -> None:
+    """Find before the first step what would stop a later one: weights, shapes, taps, packages.
+
+    Args:
+        run: not started.
+        distills: it goes further than the teacher.
+        exports: it goes as far as the targets' files.
+
+    Raises:
+        EdgeKDError: whatever would stop the run.
+    """
+    recipe = run.recipe
+    _ = run.device  # looked for here, so that a missing one is told before the data is read
+    networks = {"teacher": recipe.teacher, "student": recipe.student} if distills else {"teacher": recipe.teacher}
+    built = {role: _loaded(run, settings) for role, settings in networks.items()}
+    if distills:
+        for losses in filter(None, (recipe.distill.losses, recipe.quantize.losses)):
+            method = run_method(run, recipe.distill.method, built["student"], [built["teacher"]], losses)
+            method.prepare(example_inputs(run, 2))
+    if exports and recipe.export.tensorrt.engine == "required" and "tensorrt" in recipe.export.targets:
+        missing = run.target("tensorrt").missing()
+        if missing is not None:
+            raise BackendMissing(missing)
+
+
+def _loaded(run: Run, settings: ModelSettings) -> nn.Module:
+    network = run.build(settings, run.recipe.seed)
+    if settings.weights is not None:
+        path = run.base_folder / settings.weights
+        check_neighbour(run, path)
+        load_weights(network, path)
+    return network
 
 
 def plan(run: Run) -> dict[str, Any]:
     """Read the data, build both networks, join them by the recipe's losses, and ask every target what it lacks."""
     recipe = run.recipe
+    ready(run, distills=True, exports=True)
     teacher, student = run.build(recipe.teacher, recipe.seed), run.build(recipe.student, recipe.seed)
-    for settings, network in ((recipe.teacher, teacher), (recipe.student, student)):
-        if settings.weights is not None:
-            path = run.base_folder / settings.weights
-            check_neighbour(run, path)
-            load_weights(network, path)
-    method = run_method(run, recipe.distill.method, student, [teacher], recipe.distill.losses)
-    method.prepare(example_inputs(run, 2))
     targets = {}
     for name in recipe.export.targets:
         target = run.target(name)

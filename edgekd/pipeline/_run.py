@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +16,17 @@ import torch
 from torch import nn
 
 import edgekd
-from edgekd.artifact import Artifact, Draft, content_hash, open_artifact, seal, storage_errors
-from edgekd.catalog import CATALOGS
+from edgekd.artifact import Artifact, Draft, content_hash, file_hash, open_artifact, seal
+from edgekd.catalog import CATALOGS, user_code_beside
 from edgekd.datasets._base import DataBundle, Wanted
-from edgekd.errors import ArtifactError, OverwriteRefused, UsageError
+from edgekd.errors import ArtifactError, BackendMissing
 from edgekd.export import model_spec
+from edgekd.pipeline._claim import CHECKPOINTS
 from edgekd.recipe import ModelSettings, Recipe
 from edgekd.spec import ModelSpec
 
-__all__ = ["Run", "Silent", "StageTime", "Watcher", "environment"]
+__all__ = ["NotThere", "Run", "Silent", "StageTime", "Watcher", "environment"]
 
-_MARKER = "run.json"
 _PACKAGES = ("torch", "torchao", "onnx", "onnxscript", "onnxruntime", "accelerate", "numpy")
 
 
@@ -62,6 +59,10 @@ class Silent:
         """Ignored."""
 
 
+class NotThere(Exception):  # noqa: N818 - not an error: the end of what was made so far
+    """A stage's artifact is not there, and nothing is to be made."""
+
+
 @dataclass(frozen=True)
 class StageTime:
     """What one stage of this run cost; a cached one was there already."""
@@ -80,12 +81,14 @@ class Run:
         out: the run's folder; every stage's artifact is a folder in it, named after the stage and its key.
         recipe_file: where the recipe came from; relative paths in it start at its folder.
         watcher: told about progress.
+        open_only: make nothing; a stage that is not there raises `NotThere`.
     """
 
     recipe: Recipe
     out: Path
     recipe_file: Path | None
     watcher: Watcher
+    open_only: bool = False
     times: list[StageTime] = field(default_factory=list)
     made: dict[str, Artifact] = field(default_factory=dict)
 
@@ -100,6 +103,8 @@ class Run:
         asked = self.recipe.compute.device
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
+        if asked == "cuda" and not torch.cuda.is_available():
+            raise BackendMissing("compute.device is 'cuda', but torch finds no CUDA device here. Set it to 'cpu'.")
         return torch.device(asked)
 
     @cached_property
@@ -128,6 +133,22 @@ class Run:
     def spec(self) -> ModelSpec:
         """What every model of this run takes and gives."""
         return model_spec(self.data.preprocessing, self.data.classes)
+
+    @cached_property
+    def user_code(self) -> dict[str, str]:
+        """Hash of the file of every network and loss that is the user's own: another content, another result."""
+        recipe = self.recipe
+        losses = [loss.name for loss in (*recipe.distill.losses, *(recipe.quantize.losses or ()))]
+        found = {}
+        for catalog, name in [("models", recipe.teacher.model), ("models", recipe.student.model)] + [
+            ("losses", name) for name in losses
+        ]:
+            module = name.partition(":")[0]
+            if ":" in name and module not in CATALOGS[catalog].names():
+                self._load(catalog, name)
+                file = sys.modules[module].__file__
+                found[name] = file_hash(Path(file)) if file else ""
+        return found
 
     def build(self, settings: ModelSettings, seed: int) -> nn.Module:
         """A freshly initialised network, the same for the same seed."""
@@ -171,9 +192,11 @@ class Run:
             self.times.append(StageTime(name, found.manifest.seconds, cached=True))
             self.made[name] = found
             return found
+        if self.open_only:
+            raise NotThere(name)
         self.watcher.stage(name, cached=False)
         started = time.monotonic()
-        checkpoint = self.out / ".checkpoints" / f"{name}-{key[:8]}.pt"
+        checkpoint = self.out / CHECKPOINTS / f"{name}-{key[:8]}.pt"
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         links = [artifact.as_parent(role) for role, artifact in parents.items()]
         with seal(
@@ -193,16 +216,17 @@ class Run:
 
     def key(self, name: str, settings: Mapping[str, Any], parents: Mapping[str, Artifact]) -> str:
         """Hash of all that decides a stage's result."""
-        return content_hash(
-            {
-                "stage": name,
-                "settings": settings,
-                "parents": {role: artifact.id for role, artifact in parents.items()},
-                "data": self.data.fingerprint,
-                "preprocessing": self.data.preprocessing.model_dump(),
-                "version": edgekd.__version__,
-            }
-        )
+        decides = {
+            "stage": name,
+            "settings": settings,
+            "parents": {role: artifact.id for role, artifact in parents.items()},
+            "data": self.data.fingerprint,
+            "preprocessing": self.data.preprocessing.model_dump(),
+            "version": edgekd.__version__,
+        }
+        if self.user_code:
+            decides["user_code"] = self.user_code
+        return content_hash(decides)
 
     def is_there(self, name: str, kind: str, settings: Mapping[str, Any], parents: Mapping[str, Artifact]) -> bool:
         """Whether a stage would be skipped."""
@@ -221,45 +245,10 @@ class Run:
 
     def _load(self, catalog: str, name: str) -> tuple[Any, str]:
         allow = self.recipe.allow_user_code
-        folder = str(self.base_folder.resolve())
-        if allow and ":" in name and folder not in sys.path:
-            sys.path.insert(0, folder)  # a user's module lies beside the recipe
+        if allow and ":" in name:
+            user_code_beside(self.base_folder)
         entry = CATALOGS[catalog].load(name, allow_user_code=allow)
         return entry.member, entry.argument
-
-
-@contextmanager
-def claimed(out: Path, recipe: Recipe, recipe_file: Path | None, *, overwrite: bool) -> Iterator[None]:
-    """Hold a run's folder for this process and mark it as this recipe's.
-
-    Raises:
-        OverwriteRefused: it holds something else, or another recipe's run.
-        UsageError: another process is at work in it.
-    """
-    marker = out / _MARKER
-    own = {"name": recipe.name, "recipe_file": str(recipe_file.resolve()) if recipe_file else None}
-    if out.exists() and not out.is_dir():
-        raise OverwriteRefused(f"{out} is a file. Choose another folder with --out.")
-    if marker.exists() and not overwrite:
-        _check_owner(out, marker, own)
-    elif out.exists() and any(out.iterdir()) and not marker.exists() and not overwrite:
-        raise OverwriteRefused(
-            f"{out} is not empty and is no run of edgekd. Choose another folder with --out, or pass --overwrite to"
-            " write beside what is there."
-        )
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            write_whole_text(marker, json.dumps(own, indent=1))
-            yield
-
-
-def write_whole_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with storage_errors(path):
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
 
 
 def environment() -> dict[str, Any]:
@@ -273,33 +262,3 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "device": member(member.Options()).fingerprint(),
     }
-
-
-def _check_owner(out: Path, marker: Path, own: Mapping[str, Any]) -> None:
-    try:
-        other = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError:
-        other = {}
-    if other.get("name") != own["name"] or (
-        other.get("recipe_file") not in (None, own["recipe_file"]) and Path(str(other.get("recipe_file"))).exists()
-    ):
-        raise OverwriteRefused(
-            f"{out} holds the run of another recipe: '{other.get('name')}' from {other.get('recipe_file')}; this one is"
-            f" '{own['name']}' from {own['recipe_file']}. Choose another folder with --out, or pass --overwrite."
-        )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: without the lock, two runs at once are the user's own risk
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"Another edgekd process is at work in {out}. Wait for it, or choose another --out.") from error
-        yield

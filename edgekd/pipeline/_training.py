@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.artifact import Artifact, Draft, open_artifact
+from edgekd.artifact import Artifact, Draft, file_hash, open_artifact
 from edgekd.batches import Batches, evaluation_batches
 from edgekd.engine import FitResult, Hooks, Tick, check_compatible, fit
 from edgekd.errors import ArtifactError
@@ -76,7 +76,7 @@ def student_stages(run: Run, teacher: Artifact) -> tuple[Artifact, Artifact | No
 
 def _alone(run: Run, name: str, seed: int) -> Artifact:
     settings = {
-        "student": run.recipe.student.model_dump(mode="json"),
+        **_student(run),
         "train": run.recipe.distill.train.model_dump(mode="json"),
         "seed": seed,
         **_computing(run),
@@ -93,7 +93,7 @@ def _alone(run: Run, name: str, seed: int) -> Artifact:
 def _distilled(run: Run, name: str, teacher: Artifact, seed: int) -> Artifact:
     distill = run.recipe.distill
     settings = {
-        "student": run.recipe.student.model_dump(mode="json"),
+        **_student(run),
         "method": distill.method,
         "losses": [loss.model_dump(mode="json") for loss in distill.losses],
         "train": distill.train.model_dump(mode="json"),
@@ -269,9 +269,14 @@ def _weights_path(run: Run, settings: ModelSettings) -> Path:
     return run.base_folder / str(settings.weights)
 
 
-def _file_hash(path: Path) -> str | None:
-    from edgekd.artifact import file_hash
+def _student(run: Run) -> dict[str, Any]:
+    """The student's network and where it starts; as for the teacher, the content of its weights decides."""
+    settings = run.recipe.student
+    start = {} if settings.weights is None else {"weights": _file_hash(_weights_path(run, settings))}
+    return {"student": settings.model_dump(mode="json"), **start}
 
+
+def _file_hash(path: Path) -> str | None:
     # a missing file is reported by load_weights, with the words for it
     return file_hash(path) if path.is_file() else None
 

@@ -1,6 +1,6 @@
 """The PT2E quantizer of every target: which tensors of an exported graph get a Q/DQ pair, and on which grid.
 
-The graph is read as fusion groups. A group is a weighted operator or an add with the ReLU or ReLU6 behind it,
+The graph is in the normal form of `edgekd._normal_form` and read as fusion groups. A group is a weighted operator or an add with the ReLU or ReLU6 behind it,
 or a pool. Where the target wants Q/DQ on outputs (ONNX Runtime), a group's inputs and its last node's output
 are quantized, nothing inside it. Where it does not (TensorRT), only the inputs of weighted operators are, and the
 skip input of an add, so that convolution, add and ReLU stay one fused kernel.
@@ -24,23 +24,21 @@ from edgekd.calibration._base import Calibrator, Grid
 from edgekd.calibration._fake_quantize import ActivationQuantizer, PerChannelWeightQuantizer
 from edgekd.targets._base import Numerics
 
-__all__ = ["TargetQuantizer", "fused_end", "is_weighted"]
+__all__ = ["TargetQuantizer", "fused_end", "is_weighted", "live_nodes"]
 
 _aten = torch.ops.aten
 
-_WEIGHTED = {_aten.conv2d.default, _aten.linear.default}
-_ACTIVATIONS = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default}
-_CLAMPS = {_aten.clamp.default, _aten.clamp_.default}
-_BINARY = {_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor}
+_WEIGHTED = {_aten.conv1d.default, _aten.conv2d.default, _aten.linear.default}
+_BINARY = {_aten.add.Tensor, _aten.mul.Tensor}
 _POOLS = {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default}
 _PASS_THROUGH = {
     _aten.max_pool2d.default,
     _aten.flatten.using_ints,
     _aten.view.default,
     _aten.reshape.default,
-    _aten.dropout.default,
     _aten.permute.default,
     _aten.transpose.int,
+    _aten.squeeze.dim,
     _aten.squeeze.dims,
     _aten.unsqueeze.default,
 }
@@ -54,24 +52,31 @@ def is_weighted(node: Node) -> bool:
 
 def _starts_at_zero(node: Node) -> bool:
     """Whether a node is a ReLU, or a clamp to [0, something]: what a zero-point at the lowest code absorbs."""
-    if node.target in _CLAMPS or node.target in (_aten.hardtanh.default, _aten.hardtanh_.default):
+    if node.target is _aten.hardtanh.default:
         return len(node.args) > 1 and node.args[1] in (0, 0.0)
-    return node.target in _ACTIVATIONS
+    return node.target is _aten.relu.default
 
 
-def _single_user(node: Node) -> Node | None:
-    """The only node that reads this one; graph outputs (taps) do not count as readers."""
-    readers = [user for user in node.users if user.op != "output"]
-    return readers[0] if len(readers) == 1 else None
+def live_nodes(model: GraphModule) -> set[Node]:
+    """The nodes that the logits depend on; the others serve taps only, and are dropped with them."""
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    found: set[Node] = set()
+    waiting = [output.args[0][0]]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
 
 
-def fused_end(node: Node) -> Node:
-    """The last node of the group that starts at `node`: the ReLU behind it, or itself."""
-    user = _single_user(node)
-    tapped = any(reader.op == "output" for reader in node.users)
-    if user is not None and _starts_at_zero(user) and not tapped:
-        return user
-    return node
+def fused_end(node: Node, live: set[Node]) -> Node:
+    """The last node of the group that starts at `node`: the ReLU behind it, or itself.
+
+    Taps do not count as readers: what is shipped must not depend on them.
+    """
+    readers = [user for user in node.users if user in live]
+    return readers[0] if len(readers) == 1 and _starts_at_zero(readers[0]) else node
 
 
 class TargetQuantizer(Quantizer):  # type: ignore[misc]
@@ -89,6 +94,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     def __init__(self, numerics: Numerics, *, calibrator: Calibrator, reduce_range: bool) -> None:
         super().__init__()
         self.numerics = numerics
+        self._live: set[Node] = set()
         low, high = (0, 255) if numerics.activation == "uint8" else (-128, 127)
         grid = Grid(low, high, numerics.symmetric_activations, numerics.half_scales)
         self._activation = QuantizationSpec(
@@ -112,8 +118,9 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write an annotation on every node that the target runs as int8."""
+        self._live = live_nodes(model)
         for node in list(model.graph.nodes):
-            if node.op != "call_function":
+            if node.op != "call_function" or node not in self._live:
                 continue
             if is_weighted(node):
                 self._weighted(node)
@@ -133,7 +140,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     def _weighted(self, node: Node) -> None:
         data, weight = node.args[0], node.args[1]
         self._mark(node, {data: self._activation, weight: self._weight})
-        end = fused_end(node)
+        end = fused_end(node, self._live)
         if self.numerics.quantize_outputs and not self._gives_logits(node, end):
             self._mark_output(end)
 
@@ -147,13 +154,13 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
             return
         if self.numerics.quantize_outputs:
             self._mark(node, dict.fromkeys(inputs, self._activation))
-            self._mark_output(fused_end(node))
-        elif node.target in (_aten.add.Tensor, _aten.add_.Tensor):
+            self._mark_output(fused_end(node, self._live))
+        elif node.target is _aten.add.Tensor:
             self._mark(node, {_skip_input(inputs): self._activation})
 
     def _pool(self, node: Node) -> None:
         self._mark(node, {node.args[0]: self._activation})
-        self._mark_output(node)
+        self._mark_output(fused_end(node, self._live))
 
     def _pass_through(self, node: Node) -> None:
         source = node.args[0]
@@ -166,7 +173,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         parts = node.args[0]
         if isinstance(parts, Iterable):
             self._mark(node, {part: self._activation for part in parts if isinstance(part, Node)})
-            self._mark_output(node)
+            self._mark_output(fused_end(node, self._live))
 
     @staticmethod
     def _mark(node: Node, inputs: dict[Node, QuantizationSpec]) -> None:

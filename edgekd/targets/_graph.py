@@ -51,13 +51,20 @@ class Graph:
         tensor = self.constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
-    def add_constant(self, name: str, array: np.ndarray) -> str:
-        """Add an initializer under a name that is still free; gives the name."""
+    def free_name(self, name: str) -> str:
+        """A name for a new tensor: this one, with a number where it is taken."""
+        taken = {one for node in self.graph.node for one in (*node.input, *node.output)}
+        taken |= {*self.constants, *(value.name for value in self.graph.input)}
         free, count = name, 0
-        while free in self.constants:
+        while free in taken:
             count += 1
             free = f"{name}_{count}"
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), free)
+        return free
+
+    def add_constant(self, name: str, array: np.ndarray) -> str:
+        """Add an initializer under a name that is still free; gives the name."""
+        free = self.free_name(name)
+        tensor = numpy_helper.from_array(np.asarray(array, order="C"), free)
         self.graph.initializer.append(tensor)
         self.constants[free] = self.graph.initializer[-1]
         return free
@@ -73,8 +80,8 @@ class Graph:
         source, result = node.input[0], node.output[0]
         if result in self.outputs:
             maker = self.producer(source)
-            if maker is None:
-                return
+            if maker is None or source in self.outputs:
+                return  # a graph output must keep a maker of its own
             for reader in self.readers(source):
                 _rename(reader.input, source, result)
             _rename(maker.output, source, result)
@@ -150,18 +157,22 @@ def _clamps_enough(graph: Graph, clamp: NodeProto, quantize: NodeProto) -> bool:
     if scale is None or zero_point is None or scale.size != 1:
         return False
     codes = np.iinfo(zero_point.dtype)
-    if int(zero_point) != codes.min:
+    if zero_point.size != 1 or zero_point.item() != codes.min:
         return False
     if clamp.op_type == "Relu":
         return True
     low, high = _clip_bounds(graph, clamp)
-    # half a code of room: the highest code is reached by rounding from below the bound
-    return low == 0.0 and high is not None and float(scale) * (codes.max - codes.min) <= high * (1 + 1e-6)
+    # the scale is a rounded quotient of the bound: a range that ends at the bound may end a rounding error above it
+    return low == 0.0 and high is not None and scale.item() * (codes.max - codes.min) <= high * (1 + 1e-6)
 
 
 def _clip_bounds(graph: Graph, clip: NodeProto) -> tuple[float | None, float | None]:
-    values = [graph.value(name) if name else None for name in list(clip.input[1:3])]
-    bounds = [None if value is None else float(value) for value in values] + [None, None]
+    """(low, high) of a Clip; a bound that is left out is infinite, one that is computed is None."""
+    bounds: list[float | None] = [-np.inf, np.inf]
+    for position, name in enumerate(list(clip.input)[1:3]):
+        if name:
+            value = graph.value(name)
+            bounds[position] = None if value is None else float(value.item())
     return bounds[0], bounds[1]
 
 
@@ -176,7 +187,7 @@ def quantize_bias(graph: Graph) -> int:
         if len(node.input) < 3 or not node.input[2]:
             continue
         bias, scale = graph.value(node.input[2]), _accumulator_scale(graph, node)
-        if bias is None or scale is None or bias.dtype != np.float32:
+        if bias is None or scale is None or bias.dtype != np.float32 or bias.ndim != 1 or _is_scaled(node):
             continue
         codes = np.round(bias.astype(np.float64) / scale)
         if np.abs(codes).max(initial=0.0) > np.iinfo(np.int32).max:
@@ -185,17 +196,25 @@ def quantize_bias(graph: Graph) -> int:
                 " zero in some channel; retrain or keep the layer in float."
             )
         name = node.input[2]
+        # one scale for all channels must be a scalar: ONNX takes a list of one for one channel
+        scale = scale if scale.size == bias.size else scale.reshape(())
         arguments = [
             graph.add_constant(f"{name}_int32", codes.astype(np.int32)),
             graph.add_constant(f"{name}_scale", scale.astype(np.float32)),
             graph.add_constant(f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
-        dequantize = helper.make_node("DequantizeLinear", arguments, [f"{name}_dequantized_{node.name}"], axis=0)
-        dequantize.name = f"{node.name}_bias_dequantize"
+        # an output names its node, and the node's own name may be missing
+        output = graph.free_name(f"{node.output[0]}_bias")
+        dequantize = helper.make_node("DequantizeLinear", arguments, [output], name=f"{output}_dequantize", axis=0)
         graph.insert_before(node, [dequantize])
-        node.input[2] = dequantize.output[0]
+        node.input[2] = output
         changed += 1
     return changed
+
+
+def _is_scaled(node: NodeProto) -> bool:
+    """Whether a Gemm multiplies its product or its bias by more than 1."""
+    return any(a.name in ("alpha", "beta") and a.f != 1.0 for a in node.attribute)
 
 
 def _accumulator_scale(graph: Graph, node: NodeProto) -> np.ndarray | None:

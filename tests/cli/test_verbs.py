@@ -235,6 +235,14 @@ def test_list_has_every_member_with_its_summary(capsys: pytest.CaptureFixture[st
     assert "kd" in capsys.readouterr().out
 
 
+def test_list_shows_the_options_of_one_member(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = _json(["list", "losses", "kd"], capsys)
+    assert code == 0
+    assert [(row["option"], row["default"]) for row in found["options"]] == [("tau", 4.0)]
+    assert main(["list", "losses", "kdd"]) == 2
+    assert "Did you mean 'kd'" in capsys.readouterr().err
+
+
 def test_init_writes_a_recipe_that_is_valid_and_refuses_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
