@@ -187,15 +187,17 @@ def measured(
     }
 
 
+FLOWS = {"edgekd": (edgekd_prepared, edgekd_converted), "torchao": (torchao_prepared, torchao_converted)}
+
+
 def rows_of(network: Network, epsilons: Sequence[float], options: argparse.Namespace) -> dict[str, Any]:
-    """Both flows on one network, for every eps."""
+    """The flows on one network, for every eps."""
     batches = list(torch.split(inputs(network, options.samples, seed=options.seed + 1), 4))
     found: dict[str, Any] = {**network.facts(), "running_variance": _VARIANCE, "eps": {}}
     for eps in epsilons:
         module = with_small_variances(network.build(options.seed), eps)
         found["eps"][f"{eps:g}"] = {
-            "edgekd": measured(module, batches, prepare=edgekd_prepared, convert=edgekd_converted),
-            "torchao": measured(module, batches, prepare=torchao_prepared, convert=torchao_converted),
+            flow: measured(module, batches, prepare=FLOWS[flow][0], convert=FLOWS[flow][1]) for flow in options.flows
         }
     return found
 
@@ -205,6 +207,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add_common_options(parser, NAME)
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=list(DEFAULT))
     parser.add_argument("--samples", type=int, default=8, help="calibration inputs")
+    parser.add_argument("--flows", nargs="+", choices=list(FLOWS), default=list(FLOWS))
     parser.add_argument("--eps", nargs="+", type=float, default=list(EPSILONS), help="of batch normalisation")
     return parser.parse_args(argv)
 

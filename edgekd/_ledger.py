@@ -34,7 +34,7 @@ class Ledger:
 
     def __init__(self, *, interval: int, kept: str) -> None:
         self._interval = interval
-        self._kept = kept
+        self.kept = kept
         self._names: tuple[str, ...] = ()
         self._weights: list[float] = []
         self._waiting: list[tuple[int, Tensor]] = []
@@ -69,7 +69,7 @@ class Ledger:
             row, column = (int(index) for index in (~finite).nonzero()[0])
             raise TrainingDiverged(
                 f"Training diverged at step {self._waiting[row][0] + 1} (epoch {epoch + 1}): loss term"
-                f" '{self._names[column]}' is {values[row, column].item()}. {self._kept}"
+                f" '{self._names[column]}' is {values[row, column].item()}. {self.kept}"
                 " Lower the learning rate, warm up for longer, or set clip_grad_norm."
             )
         doubles = values.double()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from edgekd.errors import UsageError
 from edgekd.spec import Frozen
@@ -106,7 +106,7 @@ def lower_bound(samples: Sequence[float], percentile: float, confidence: float) 
     p, _ = _checked(percentile, confidence)
     n = len(samples)
     # P(X <= k - 1) for X ~ binomial(n, p) grows with k, so the count of admissible k is the largest one
-    k = int(np.count_nonzero(binom.cdf(np.arange(n), n, p) <= 1 - confidence)) if n else 0
+    k = int(np.count_nonzero(bdtr(np.arange(n), n, p) <= 1 - confidence)) if n else 0
     return float(np.sort(samples)[k - 1]) if k else None
 
 
@@ -201,7 +201,7 @@ def _block_medians(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _passes(n: int, over: int, p: float, confidence: float) -> bool:
-    return bool(binom.cdf(over, n, 1 - p) <= 1 - confidence)
+    return bool(bdtr(over, n, 1 - p) <= 1 - confidence)
 
 
 def _checked(percentile: float, confidence: float) -> tuple[float, float]:

@@ -151,7 +151,7 @@ class _Run:
 
     def train(self, evaluate: Callable[[nn.Module], float] | None, progress: Callable[[Tick], None]) -> FitResult:
         """Every epoch that is not done yet."""
-        kept = f"The last checkpoint is kept in {self.checkpoint}." if self.checkpoint else ""
+        kept = self._kept()
         ledger = Ledger(interval=1 if self.accelerator.device.type == "cpu" else 50, kept=kept)
         for epoch in range(self.resumed_at, self.settings.epochs):
             started = time.perf_counter()
@@ -168,12 +168,18 @@ class _Run:
             )
             self.history.append(record)
             self._save()
+            kept = ledger.kept = self._kept()
             self.hooks.on_epoch(record)
         if self.average:
             self.average.apply()
         self._set_training(False)
         self._lay_out(torch.contiguous_format)
         return self._result()
+
+    def _kept(self) -> str:
+        """Where the last checkpoint is, for a message; nothing before the first one."""
+        written = self.checkpoint is not None and bool(self.history)
+        return f"The last checkpoint is kept in {self.checkpoint}." if written else ""
 
     def _epoch(self, epoch: int, ledger: Ledger, progress: Callable[[Tick], None]) -> float:
         self._set_training(True)

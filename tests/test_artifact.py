@@ -170,24 +170,18 @@ def test_unknown_file_of_an_artifact_lists_its_files(tmp_path: Path) -> None:
         sealed(tmp_path / "a").file("model.onnx")
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_nothing_changes_when_the_block_raises(tmp_path: Path, kind: type[BaseException]) -> None:
+def half_sealed(path: Path, error: BaseException) -> None:
+    with seal(path, kind="checkpoint", stage="s", key="k", parents=[], recipe={}, environment={}) as draft:
+        (draft.folder / "half").write_bytes(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt("stop")])
+def test_nothing_changes_when_the_block_raises(tmp_path: Path, error: BaseException) -> None:
     old = sealed(tmp_path / "a")
     for place in ("a", "b"):
-        with (
-            pytest.raises(kind),
-            seal(
-                tmp_path / place,
-                kind="checkpoint",
-                stage="s",
-                key="k",
-                parents=[],
-                recipe={},
-                environment={},
-            ) as draft,
-        ):
-            (draft.folder / "half").write_bytes(b"half")
-            raise kind
+        with pytest.raises(type(error), match="stop"):
+            half_sealed(tmp_path / place, error)
     assert open_artifact(tmp_path / "a").id == old.id
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 

@@ -26,9 +26,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     (folder / "_private.py").write_text("raise RuntimeError('nobody imports this')\n")
     base = f"from {package}._base import Thing\n\n\n"
     (folder / "first.py").write_text(f'"""The first one.\n\nMore.\n"""\n{base}class First(Thing):\n    pass\n')
-    (folder / "second.py").write_text(
-        f'"""Takes a name."""\n{base}class Second(Thing):\n    def __init__(self, options, argument=""):\n        pass\n'
-    )
+    named = 'class Second(Thing):\n    def __init__(self, options, argument=""):\n        pass\n'
+    (folder / "second.py").write_text(f'"""Takes a name."""\n{base}{named}')
     monkeypatch.syspath_prepend(tmp_path)
     return Catalog(package, "thing", "Thing")
 
@@ -56,7 +55,7 @@ def test_what_stands_after_a_colon_is_the_argument(shelf: Catalog) -> None:
 
 
 def test_argument_is_refused_by_a_member_that_takes_none(shelf: Catalog) -> None:
-    with pytest.raises(UsageError, match="thing 'first:x': 'first' takes nothing after a colon. Write 'first'"):
+    with pytest.raises(UsageError, match=r"thing 'first:x': 'first' takes nothing after a colon\. Write 'first'"):
         shelf.load("first:x")
 
 
@@ -78,9 +77,9 @@ def test_imported_classes_are_no_members_of_a_file(shelf: Catalog) -> None:
 
 
 def test_unknown_name_suggests_the_nearest(shelf: Catalog) -> None:
-    with pytest.raises(UsageError, match="There is no thing 'frist'. Did you mean 'first'?"):
+    with pytest.raises(UsageError, match=r"There is no thing 'frist'\. Did you mean 'first'\?"):
         shelf.load("frist")
-    with pytest.raises(UsageError, match="There is no thing 'zzz'. Valid names: first, second."):
+    with pytest.raises(UsageError, match=r"There is no thing 'zzz'\. Valid names: first, second\."):
         shelf.load("zzz")
 
 

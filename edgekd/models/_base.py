@@ -20,6 +20,7 @@ class ModelFactory:
     """
 
     Options: ClassVar[type[spec.Options]] = spec.Options
+    takes_argument: ClassVar[bool] = False
 
     def __init__(self, options: spec.Options, argument: str = "") -> None:
         self.options = options

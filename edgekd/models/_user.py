@@ -21,6 +21,8 @@ class UserModel(ModelFactory):
     Every further key of the recipe's table is passed on as a keyword argument.
     """
 
+    takes_argument = True
+
     class Options(spec.Options):
         """Whatever the function takes."""
 

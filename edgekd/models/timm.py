@@ -21,6 +21,8 @@ class Timm(ModelFactory):
     Reference: Wightman, "PyTorch Image Models", 2019, https://github.com/huggingface/pytorch-image-models.
     """
 
+    takes_argument = True
+
     class Options(spec.Options):
         """Options of `timm`."""
 

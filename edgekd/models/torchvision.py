@@ -21,6 +21,8 @@ class Torchvision(ModelFactory):
     These networks take three channels.
     """
 
+    takes_argument = True
+
     class Options(spec.Options):
         """Options of `torchvision`."""
 

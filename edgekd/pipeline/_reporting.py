@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import edgekd
+from edgekd._report_model import Outcome
 from edgekd.artifact import Artifact
 from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
 from edgekd.measure import Latency as Measured
@@ -14,7 +15,6 @@ from edgekd.pipeline._run import Run
 from edgekd.pipeline._shipping import FLOAT_FILE, INT8_FILE, pieces, predictions_name
 from edgekd.pipeline._training import WEIGHTS, history_of, predictions_of
 from edgekd.recipe import BenchSettings
-from edgekd._report_model import Outcome
 from edgekd.report import (
     Curve,
     Engine,

@@ -25,8 +25,8 @@ from edgekd.pipeline._run import Run, Watcher
 from edgekd.pipeline._training import as_json, example_inputs, network_of, predictions_of
 from edgekd.recipe import BenchSettings
 from edgekd.report import fusion_of
-from edgekd.targets._profile import profile_operators, slow_operators
 from edgekd.targets._base import Target
+from edgekd.targets._profile import profile_operators, slow_operators
 
 __all__ = ["FLOAT_FILE", "INT8_FILE", "bench_files", "bench_stage", "export_stage"]
 

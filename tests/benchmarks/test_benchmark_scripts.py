@@ -122,7 +122,18 @@ def test_imports_are_seen_when_a_command_imports_them(script: Any, monkeypatch: 
     assert module.imported([]) == ["numpy"]
 
 
-def test_flow_of_edgekd_is_faithful_and_torchaos_is_not_when_eps_is_large(script: Any, tmp_path: Path) -> None:
+def test_flow_of_edgekd_is_faithful_when_eps_is_large(script: Any, tmp_path: Path) -> None:
+    module = script("quantization_flow")
+    sizes = ("--models", "tiny", "--samples", "4", "--eps", "0.001", "--flows", "edgekd")
+    record = record_of(module, tmp_path / "out.json", *sizes)
+    flow = record["rows"]["tiny"]["eps"]["0.001"]["edgekd"]
+    assert flow["quantizers_off_db"] > 60
+    assert flow["int8_db"] > 15
+    assert flow["prepare_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_flow_of_torchao_is_not_faithful_when_eps_is_large(script: Any, tmp_path: Path) -> None:
     module = script("quantization_flow")
     sizes = ("--models", "tiny", "--samples", "4", "--eps", "0.001")
     record = record_of(module, tmp_path / "out.json", *sizes)

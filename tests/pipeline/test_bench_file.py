@@ -118,5 +118,5 @@ def test_input_that_cannot_be_made_is_named(tmp_path: Path, kind: int, shape: tu
 
 
 def test_unknown_target_suggests_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="There is no target 'tensort'. Did you mean 'tensorrt'?"):
+    with pytest.raises(UsageError, match=r"There is no target 'tensort'\. Did you mean 'tensorrt'\?"):
         pipeline.bench_file(model_file(tmp_path / "m.onnx"), QUICK, target="tensort")

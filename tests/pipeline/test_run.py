@@ -220,7 +220,7 @@ def test_folder_that_is_no_run_is_refused_and_not_touched(tmp_path: Path, small_
 
 def test_output_that_is_a_file_or_lies_in_one_is_refused(tmp_path: Path, small_recipe: RecipeOf) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OverwriteRefused, match="file is a file. Choose another folder"):
+    with pytest.raises(OverwriteRefused, match=r"file is a file\. Choose another folder"):
         pipeline.run(small_recipe(), out=tmp_path / "file", until="train")
     with pytest.raises(StorageError, match="a part of this path is a file"):
         pipeline.run(small_recipe(), out=tmp_path / "file" / "run", until="train")

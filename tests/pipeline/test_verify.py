@@ -98,7 +98,7 @@ def test_two_artifacts_of_one_content_are_both_looked_at(copied: Path) -> None:
 def test_folder_without_artifacts_is_told(tmp_path: Path, exists: bool) -> None:
     if exists:
         (tmp_path / "out").mkdir()
-    with pytest.raises(ArtifactError, match="There is no artifact in .*out. Give the folder of a run"):
+    with pytest.raises(ArtifactError, match=r"There is no artifact in .*out\. Give the folder of a run"):
         pipeline.verify(tmp_path / "out")
 
 
