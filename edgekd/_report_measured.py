@@ -154,7 +154,7 @@ def conditions(report: Report) -> Table:
         "Provider",
         ">Threads",
         ">Batch",
-        ">Load, ms",
+        ">Cold start, ms",
         ">First query, ms",
         ">Drift",
     )
@@ -186,7 +186,7 @@ def _provider(requested: str, used: str) -> Cell:
 
 def int8_vs_float(report: Report) -> Table:
     """Speed-up of int8 over float of the same model."""
-    columns = columns_of("Target", "Device", ">Speed-up", ">95 % interval", "=Slower in int8")
+    columns = columns_of("Target", "Device", ">Speed-up", ">95 % interval", "=Float operators, by time")
     rows = [
         cells(
             row.target,
@@ -204,7 +204,7 @@ def int8_vs_float(report: Report) -> Table:
 def mobile(report: Report) -> Table:
     """Cold start, memory and file size on one pinned thread."""
     columns = columns_of(
-        "Rung", "Target", "~Device", ">Load, ms", ">First query, ms", ">Peak memory, MiB", ">File size"
+        "Rung", "Target", "~Device", ">Cold start, ms", ">First query, ms", ">Peak memory, MiB", ">File size"
     )
     rows = [
         cells(

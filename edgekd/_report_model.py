@@ -42,8 +42,8 @@ class Latency(_Record):
         threads, batch: of each query.
         n: timed queries, all kept.
         mean_ms, std_ms, min_ms, max_ms, p50_ms, p90_ms, p95_ms, p99_ms: of one query, steady state.
-        cold_ms: loading the model.
-        first_ms: the first query after loading.
+        cold_ms: loading the model and the first query, in a new process.
+        first_ms: the first query after loading, part of `cold_ms`.
         lower_ms, upper_ms: bounds of the budget's percentile, each at `confidence`.
         warmup: queries before the timed ones.
         steady: the warm-up ended steady, and not because its time was up.
@@ -90,7 +90,7 @@ class Int8VsFloat(_Record):
     Args:
         speedup: float time / int8 time; above 1 int8 is faster.
         ci95: interval of that ratio; None where too few queries support one.
-        slow_ops: operators that are slower in int8 than in float.
+        slow_ops: operators of the int8 file that compute or convert in float, the slowest first.
     """
 
     target: str

@@ -135,6 +135,7 @@ class QuantizeSettings(_Section):
 
     mode: Literal["qat", "ptq"] = "qat"
     calibrator: str = "mse"
+    calibrator_options: dict[str, Any] = Field({}, description="the calibrator's own keys, { percentile = 99.9 }")
     calibration_samples: int = Field(512, ge=1)
     reduce_range: bool | Literal["auto"] = Field(
         "auto", description="7-bit weights, so that x86 without VNNI does not saturate; auto looks at this CPU"
@@ -369,6 +370,10 @@ def _member_tables(
         for index, table in enumerate(losses if isinstance(losses, list) else []):
             if isinstance(table, dict) and isinstance(table.get("name"), str):
                 yield "losses", f"{key}.losses.{index}", table, table["name"], LossSettings
+    quantize = values.get("quantize")
+    if isinstance(quantize, dict) and isinstance(quantize.get("calibrator_options"), dict):
+        name = str(quantize.get("calibrator", "mse"))
+        yield "calibration", "quantize.calibrator_options", quantize["calibrator_options"], name, _Section
 
 
 def _member_names(values: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:

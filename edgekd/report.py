@@ -77,7 +77,7 @@ def from_json(content: str | bytes, *, source: str = "report.json") -> Report:
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise ArtifactError(f"{source} is damaged: {error}. Run `edgekd report` again to rebuild it.") from error
+        raise ArtifactError(f"{source} is damaged: {error}. Run `edgekd run RECIPE` again to rebuild it.") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != 1:
         raise ArtifactError(
@@ -91,7 +91,7 @@ def from_json(content: str | bytes, *, source: str = "report.json") -> Report:
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
             f"{source} does not hold a report: {where}: {first['msg']} ({error.error_count()} problems in all)."
-            " Run `edgekd report` again to rebuild it."
+            " Run `edgekd run RECIPE` again to rebuild it."
         ) from error
 
 

@@ -38,7 +38,9 @@ def bench_file(
     runtime = CATALOGS["targets"].load(target).member()
     quantized = has_quantizers(proto)
     name = "onnx_int8" if quantized else "onnx_float"
-    record = bench_files(settings, runtime, {name: model}, feeds, watcher=watcher or Silent())
+    member = CATALOGS["devices"].load(settings.device).member
+    device = member(member.Options())
+    record = bench_files(settings, runtime, {name: model}, feeds, device=device, watcher=watcher or Silent())
     report = Report(
         name=model.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -65,6 +65,7 @@ def _ptq(run: Run, target: str, student: Artifact) -> Artifact:
     settings = {
         "target": target,
         "calibrator": chosen.calibrator,
+        "calibrator_options": chosen.calibrator_options,
         "calibration_samples": chosen.calibration_samples,
         "reduce_range": reduced_range(run, target),
         "taps": list(_taps(run)),
@@ -159,7 +160,9 @@ def _prepared(run: Run, target: str, network: nn.Module) -> GraphModule:
         network.cpu(),
         example_inputs(run, 8),
         numerics=run.target(target).numerics,
-        calibrator=run.member("calibration", run.recipe.quantize.calibrator),
+        calibrator=run.member(
+            "calibration", run.recipe.quantize.calibrator, run.recipe.quantize.calibrator_options
+        ),
         reduce_range=reduced_range(run, target),
         taps=_taps(run),
     )

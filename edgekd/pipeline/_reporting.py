@@ -154,7 +154,7 @@ def latency_rows(target: str, bench: dict[str, Any]) -> list[Latency]:
                 rung=name,
                 target=target,
                 device=bench["device"],
-                runtime="onnxruntime",
+                runtime=bench["runtime"],
                 threads=bench["threads"],
                 batch=bench["batch"],
                 cold_ms=cold.get("cold_ms"),

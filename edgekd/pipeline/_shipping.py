@@ -15,7 +15,7 @@ from torch import nn
 
 from edgekd.artifact import Artifact, Draft
 from edgekd.batches import evaluation_batches
-from edgekd.catalog import CATALOGS
+from edgekd.devices._base import Device
 from edgekd.errors import BackendMissing
 from edgekd.evaluate import parity, predict_runner
 from edgekd.export import INPUT, golden_vectors, metadata, onnx_from_torch, save_onnx
@@ -73,7 +73,8 @@ def bench_stage(run: Run, target_name: str, exported: Artifact) -> Artifact | No
     def make(draft: Draft, checkpoint: Path) -> None:
         files = {"onnx_float": exported.file(FLOAT_FILE), "onnx_int8": exported.file(INT8_FILE)}
         feeds = {INPUT: example_inputs(run, chosen.batch).numpy()}
-        record = bench_files(chosen, target, files, feeds, watcher=run.watcher)
+        device = run.member("devices", chosen.device)
+        record = bench_files(chosen, target, files, feeds, device=device, watcher=run.watcher)
         (draft.folder / "bench.json").write_text(as_json(record), encoding="utf-8")
 
     return run.stage(f"bench-{target_name}", kind="bench", settings=settings, parents={"exported": exported}, make=make)
@@ -85,11 +86,10 @@ def bench_files(
     files: Mapping[str, Path],
     feeds: Mapping[str, np.ndarray],
     *,
+    device: Device,
     watcher: Watcher,
 ) -> dict[str, Any]:
     """Measure ONNX files against each other, by rung; plain values for bench.json."""
-    member = CATALOGS["devices"].load(chosen.device).member
-    device = member(member.Options())
     threads = 1 if chosen.profile == "mobile" else chosen.threads
     protocol = Protocol(
         budget_ms=chosen.budget_ms,
@@ -110,13 +110,16 @@ def bench_files(
         finally:
             for runner in runners.values():
                 runner.__exit__(None, None, None)
+        # cold start and operator times come from ONNX Runtime: of another runtime they would say nothing
+        opened = files if target.runtime == "onnxruntime" else {}
         cold = {
-            rung: cold_start(path, feeds, threads=threads, cores=cores).model_dump() for rung, path in files.items()
+            rung: cold_start(path, feeds, threads=threads, cores=cores).model_dump() for rung, path in opened.items()
         }
-        operators = {rung: profile_operators(path, feeds, runs=30, threads=threads) for rung, path in files.items()}
+        operators = {rung: profile_operators(path, feeds, runs=30, threads=threads) for rung, path in opened.items()}
     return {
         "target": target.name,
-        "device": chosen.device,
+        "device": target.runs_on or chosen.device,
+        "runtime": target.runtime,
         "threads": threads,
         "batch": chosen.batch,
         "latency": {rung: latency.model_dump() for rung, latency in measured.latencies.items()},

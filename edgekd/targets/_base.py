@@ -86,6 +86,10 @@ class Target:
 
     Options: ClassVar[type[Options]] = Options
     numerics: ClassVar[Numerics]
+    runtime: ClassVar[str] = "onnxruntime"
+    """What runs the file on the device."""
+    runs_on: ClassVar[str | None] = None
+    """The device that the runtime computes on whatever processor drives it; None for that processor."""
 
     @property
     def name(self) -> str:

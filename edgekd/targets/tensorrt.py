@@ -25,6 +25,8 @@ __all__ = ["TensorRT"]
 class TensorRT(Target):
     """Explicit Q/DQ, strongly typed: what the file says is what the engine computes."""
 
+    runtime = "tensorrt"
+    runs_on = "cuda"
     numerics = Numerics(
         activation="int8", symmetric_activations=True, bias="float", quantize_outputs=False, half_scales=True
     )
