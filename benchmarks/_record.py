@@ -26,6 +26,9 @@ _MACHINE = (
 )  # fmt: skip
 
 
+_PLACES = ("--out", "--keep", "--run")  # where files lie: they change no number
+
+
 def add_common_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Declare what every benchmark takes: where to write, and the seed."""
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="JSON file to write")
@@ -88,8 +91,8 @@ def _without_out(argv: Sequence[str]) -> list[str]:
     kept: list[str] = []
     words = iter(argv)
     for word in words:
-        if word == "--out":
+        if word in _PLACES:
             next(words, None)
-        elif not word.startswith("--out="):
+        elif not word.startswith(tuple(f"{place}=" for place in _PLACES)):
             kept.append(word)
     return kept

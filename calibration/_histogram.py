@@ -75,12 +75,12 @@ class Histogram:
         return (torch.arange(BINS, dtype=torch.float64) - half + 0.5) * (self.limit / half)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; empty bins are left out."""
+        """Plain values; empty bins are left out, and so are the extremes of nothing."""
         filled = torch.nonzero(self.counts).reshape(-1)
         return {
             "limit": self.limit,
-            "minimum": self.minimum,
-            "maximum": self.maximum,
+            "minimum": self.minimum if math.isfinite(self.minimum) else None,
+            "maximum": self.maximum if math.isfinite(self.maximum) else None,
             "bins": filled.tolist(),
             "counts": self.counts[filled].tolist(),
         }
@@ -90,7 +90,8 @@ class Histogram:
         """Rebuild what `to_json` gave."""
         histogram = cls()
         histogram.limit = float(values["limit"])
-        histogram.minimum, histogram.maximum = float(values["minimum"]), float(values["maximum"])
+        if values["minimum"] is not None:
+            histogram.minimum, histogram.maximum = float(values["minimum"]), float(values["maximum"])
         histogram.counts[torch.tensor(values["bins"], dtype=torch.int64)] = torch.tensor(
             values["counts"], dtype=torch.int64
         )

@@ -160,7 +160,8 @@ def convert(graph: GraphModule, example: Tensor, *, numerics: Numerics) -> Graph
         numerics: the target's; where its biases are int32, the program's are rounded to that grid, so that
             the exported file computes the same codes.
     """
-    twin = copy.deepcopy(graph)
+    with _quiet():
+        twin = copy.deepcopy(graph)
     set_phase(twin, "frozen")
     with torch.no_grad():
         twin(example)

@@ -142,7 +142,11 @@ class QuantizeSettings(_Section):
     )
     losses: list[LossSettings] | None = Field(None, description="default: those of [distill]")
     epochs: int | None = Field(None, ge=1, description="default: a tenth of the student's epochs, rounded up")
-    lr: float | None = Field(None, gt=0.0, description="default: a hundredth of the student's peak lr")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "adamw", description="adamw steps are relative to each weight's own gradients, which folding leaves uneven"
+    )
+    lr: float = Field(2e-4, gt=0.0, description="peak learning rate")
+    clip_grad_norm: float | None = Field(1.0, gt=0.0)
     batch_size: int | None = Field(None, ge=1, description="default: the student's")
     freeze_observers_at: float = Field(0.5, ge=0.0, le=1.0, description="fraction of training")
 

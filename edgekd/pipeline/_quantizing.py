@@ -115,7 +115,9 @@ def qat_settings(run: Run) -> TrainSettings:
     return student.model_copy(
         update={
             "epochs": chosen.epochs or math.ceil(student.epochs / 10),
-            "lr": chosen.lr or student.lr / 100,
+            "optimizer": chosen.optimizer,
+            "lr": chosen.lr,
+            "clip_grad_norm": chosen.clip_grad_norm,
             "batch_size": chosen.batch_size or student.batch_size,
             "schedule": "cosine",
             "warmup_epochs": 0.0,
