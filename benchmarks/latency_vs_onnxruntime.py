@@ -116,6 +116,7 @@ def timed(
     pairs: int,
     blocks: int,
     max_seconds: float,
+    warmup_seconds: float,
     clock_ns: Callable[[], int],
 ) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
     """Samples in milliseconds by name, paired by position, and each block's own speedups."""
@@ -125,7 +126,7 @@ def timed(
         queries=math.ceil(pairs / blocks),
         max_seconds=max_seconds / blocks,
         warmup_min=10,
-        warmup_max_seconds=3.0,
+        warmup_max_seconds=warmup_seconds,
         window=5,
     )
     for order in _orders(blocks):
@@ -192,6 +193,7 @@ def row(network: Network, folder: Path, options: argparse.Namespace, *, has_vnni
             pairs=options.pairs,
             blocks=options.blocks,
             max_seconds=options.max_seconds,
+            warmup_seconds=options.warmup_seconds,
             clock_ns=time.perf_counter_ns,
         )
         # one intra-op thread is the calling one, so its processor time is all of the model's
@@ -201,6 +203,7 @@ def row(network: Network, folder: Path, options: argparse.Namespace, *, has_vnni
             pairs=math.ceil(options.pairs / 2),
             blocks=math.ceil(options.blocks / 2),
             max_seconds=options.max_seconds,
+            warmup_seconds=options.warmup_seconds,
             clock_ns=time.thread_time_ns,
         )
     held_out = {INPUT: inputs(network, options.error_samples, seed=options.seed + 3).numpy()}
@@ -265,6 +268,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=400, help="timed rounds of each network")
     parser.add_argument("--blocks", type=int, default=12, help="times that sessions are opened anew; a multiple of 6")
     parser.add_argument("--max-seconds", type=float, default=150.0, help="of timing, for each network")
+    parser.add_argument("--warmup-seconds", type=float, default=3.0, help="at most, in each block")
     parser.add_argument("--calibration-samples", type=int, default=32)
     parser.add_argument("--error-samples", type=int, default=32, help="inputs on which the error is measured")
     parser.add_argument(

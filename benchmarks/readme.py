@@ -39,7 +39,11 @@ def recipe_block(name: str) -> str:
     """Ladder, differences and latency of a shipped recipe."""
     results = _read(name)
     machine = results["machine"]
-    took = f"{results['wall_s']:.0f} s in all" if results["wall_s"] else f"{results['stages_s'] / 60:.0f} min in all stages"
+    took = (
+        f"{results['wall_s']:.0f} s in all"
+        if results["wall_s"]
+        else f"{results['stages_s'] / 60:.0f} min in all stages"
+    )
     vnni = "with VNNI" if machine["has_vnni"] else "without VNNI"
     head = f"{machine['model']}, {machine['cores_allowed']} cores, {vnni}; {took}; verdict {results['verdict']}."
     return f"{head}\n\n{tables(results)}"
@@ -77,8 +81,8 @@ def engine_block(results: dict[str, Any]) -> str:
             engines = [_megabytes(one["engines"][sm]["engine_bytes"]) for sm in ("sm86", "sm89")]
             weights = _megabytes(sum(one["weight_bytes"].values()))
             lines.append(
-                f"| {name} | {precision} | {weights} | {_megabytes(one['onnx_bytes'])} | {' | '.join(engines)} | {fed} |"
-                f" {len(one['parser_errors'])} |"
+                f"| {name} | {precision} | {weights} | {_megabytes(one['onnx_bytes'])} | {' | '.join(engines)} |"
+                f" {fed} | {len(one['parser_errors'])} |"
             )
     lines += ["", f"{results['library']} {results['library_version']}, built without a GPU; not run, which needs one."]
     return "\n".join(lines)

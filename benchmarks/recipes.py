@@ -35,7 +35,7 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:
             report, seconds, code = _run(arguments.recipe, Path(folder) / "run")
-    stages = [stage for stage in report["stages"]]
+    stages = list(report["stages"])
     results = {
         "wall_s": seconds,
         "stages_s": sum(stage["seconds"] for stage in stages),

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from edgekd import spec
 from edgekd.calibration._histogram import Histogram
-from edgekd.spec import Options
 
 __all__ = ["Calibrator", "Grid"]
 
@@ -79,9 +79,9 @@ def _usable(scale: Tensor) -> Tensor:
 class Calibrator:
     """Chooses the range of a tensor from its histogram."""
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[spec.Options]] = spec.Options
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: spec.Options) -> None:
         self.options = options
 
     def range(self, histogram: Histogram, grid: Grid) -> tuple[float, float]:

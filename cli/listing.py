@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def list_members(
     catalog: options.CatalogName = None, member: options.MemberName = None, as_json: options.AsJson = False
 ) -> Outcome:
-    """List what a recipe can name, and what each is; of one member, its options.
+    """List what a recipe can name; of one member, its options.
 
     \b
     edgekd list
@@ -76,7 +76,12 @@ def _one(catalog: Catalog, name: str, as_json: bool) -> Outcome:
                 "options",
                 ("option", "type", "default", "what it is"),
                 [
-                    (row["option"], row["type"], "(must be given)" if row["required"] else repr(row["default"]), row["what"])
+                    (
+                        str(row["option"]),
+                        str(row["type"]),
+                        "(must be given)" if row["required"] else repr(row["default"]),
+                        str(row["what"]),
+                    )
                     for row in rows
                 ],
             )

@@ -147,9 +147,7 @@ def _restore_taps(graph: GraphModule, norm: _Norm) -> None:
         output.replace_input_with(norm.source, value)
 
 
-def _attribute(
-    graph: GraphModule, name: str, values: Tensor, *, like: Node, fresh: bool, trained: bool = True
-) -> Node:
+def _attribute(graph: GraphModule, name: str, values: Tensor, *, like: Node, fresh: bool, trained: bool = True) -> Node:
     """Store values in the graph and read them at its start; `fresh` takes another name where this one is in use."""
     owner, leaf = _place(graph, name)
     prefix, count = name.removesuffix(leaf), 1

@@ -135,7 +135,8 @@ def _mean(graph: GraphModule, node: Node) -> Node | None:
 
 def _padded_by_name(graph: GraphModule, node: Node) -> Node | None:
     """Padding "same" or "valid" as numbers; None where "same" needs more on one side than on the other."""
-    data, weight, bias, stride, padding, dilation, groups = [*node.args, *_CONV_DEFAULTS[len(node.args) :]]
+    arguments: list[Any] = [*node.args, *_CONV_DEFAULTS[len(node.args) :]]
+    data, weight, bias, stride, padding, dilation, groups = arguments
     kernel = weight.meta["val"].shape[2:]
     spread = [rate * (int(size) - 1) for rate, size in zip(_pair(dilation), kernel, strict=True)]
     if padding == "valid":
@@ -143,7 +144,9 @@ def _padded_by_name(graph: GraphModule, node: Node) -> Node | None:
     if any(amount % 2 for amount in spread):
         return None
     numbers = [amount // 2 for amount in spread]
-    return insert(graph, node, _aten.conv2d.default, (data, weight, bias, _pair(stride), numbers, _pair(dilation), groups))
+    return insert(
+        graph, node, _aten.conv2d.default, (data, weight, bias, _pair(stride), numbers, _pair(dilation), groups)
+    )
 
 
 _CONV_DEFAULTS: tuple[Any, ...] = (None, None, None, [1, 1], "valid", [1, 1], 1)

@@ -84,9 +84,8 @@ def prepare(
     normalise(exported)
     fold_batch_norm(exported)
     with _quiet():
-        graph = prepare_pt2e(
-            exported, TargetQuantizer(numerics, calibrator=calibrator, reduce_range=reduce_range)
-        )
+        quantizer = TargetQuantizer(numerics, calibrator=calibrator, reduce_range=reduce_range)
+        graph: GraphModule = prepare_pt2e(exported, quantizer)
     for parameter in graph.parameters():
         parameter.requires_grad_(True)
     quality = faithful_db(graph, student, example, taps=taps)
@@ -110,8 +109,8 @@ def capture(student: nn.Module, example: Tensor, taps: Sequence[str] = ()) -> Gr
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
         with _quiet():
-            graph: GraphModule = torch.export.export(wrapped, (example,), dynamic_shapes=({0: batch},)).module()  # type: ignore[assignment]
-            return graph
+            exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: batch},))
+            return exported.module()
     except EdgeKDError:
         raise
     except Exception as error:

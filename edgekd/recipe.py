@@ -296,7 +296,8 @@ def _sentence(model: type[BaseModel], error: dict[str, Any], *, within: str = ""
     if error["type"] == "extra_forbidden":
         table = ".".join(str(part) for part in location[:-1])
         valid = _fields_at(model, location[:-1])
-        return f"{where}: unknown key '{location[-1]}' in [{table or 'top level'}]. {did_you_mean(str(location[-1]), valid)}"
+        unknown = str(location[-1])
+        return f"{where}: unknown key '{unknown}' in [{table or 'top level'}]. {did_you_mean(unknown, valid)}"
     if error["type"] == "missing":
         return f"{where}: missing. Add it to the recipe."
     message = error["msg"].removeprefix("Value error, ")

@@ -348,7 +348,7 @@ def test_from_json_skips_fields_when_a_newer_edgekd_added_them() -> None:
 
 def test_from_json_refuses_when_damaged() -> None:
     whole = reports.to_json(sample_report())
-    with pytest.raises(ArtifactError, match=r"runs/a/report\.json is damaged: .*Run `edgekd report` again"):
+    with pytest.raises(ArtifactError, match=r"runs/a/report\.json is damaged: .*Run `edgekd run RECIPE` again"):
         reports.from_json(whole[: len(whole) // 2], source="runs/a/report.json")
     with pytest.raises(ArtifactError, match=r"is damaged"):
         reports.from_json(b"\xff\xfe\x00")

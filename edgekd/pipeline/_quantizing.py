@@ -77,9 +77,7 @@ def _ptq(run: Run, target: str, student: Artifact) -> Artifact:
         _calibrate(run, graph)
         _write(run, draft, graph, None, settings)
 
-    return run.stage(
-        f"int8_ptq-{target}", kind="quantized", settings=settings, parents={"student": student}, make=make
-    )
+    return run.stage(f"int8_ptq-{target}", kind="quantized", settings=settings, parents={"student": student}, make=make)
 
 
 def _qat(run: Run, target: str, teacher: Artifact, student: Artifact, ptq: Artifact) -> Artifact:
@@ -162,9 +160,7 @@ def _prepared(run: Run, target: str, network: nn.Module) -> GraphModule:
         network.cpu(),
         example_inputs(run, 8),
         numerics=run.target(target).numerics,
-        calibrator=run.member(
-            "calibration", run.recipe.quantize.calibrator, run.recipe.quantize.calibrator_options
-        ),
+        calibrator=run.member("calibration", run.recipe.quantize.calibrator, run.recipe.quantize.calibrator_options),
         reduce_range=reduced_range(run, target),
         taps=_taps(run),
     )

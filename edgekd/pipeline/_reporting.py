@@ -96,7 +96,9 @@ def _float_rung(run: Run, name: str, teacher: Predictions | None) -> tuple[Rung,
     repeats = [artifact for stage, artifact in run.made.items() if stage == name or stage.startswith(f"{name}-seed")]
     seeds = [accuracy(predictions_of(artifact)).value for artifact in repeats]
     own = predictions_of(run.made[name])
-    return _row(name, own, None if name == "teacher" else teacher, run.made[name], seeds=seeds if len(seeds) > 1 else ())
+    return _row(
+        name, own, None if name == "teacher" else teacher, run.made[name], seeds=seeds if len(seeds) > 1 else ()
+    )
 
 
 def _row(

@@ -59,7 +59,7 @@ class Silent:
         """Ignored."""
 
 
-class NotThere(Exception):  # noqa: N818 - not an error: the end of what was made so far
+class NotThere(Exception):
     """A stage's artifact is not there, and nothing is to be made."""
 
 
@@ -188,7 +188,8 @@ class Run:
         key = self.key(name, settings, parents)
         path = self.out / f"{name}-{key[:8]}"
         if (found := self._open(path, kind, key)) is not None:
-            self.watcher.stage(name, cached=True)
+            if not self.open_only:
+                self.watcher.stage(name, cached=True)
             self.times.append(StageTime(name, found.manifest.seconds, cached=True))
             self.made[name] = found
             return found

@@ -183,7 +183,9 @@ def predictions_name(model: str) -> str:
 def _engines(run: Run, target: Target, folder: Path, missing: str | None) -> list[dict[str, Any]]:
     if missing is not None:
         run.watcher.message(f"No engine was built: {missing}")
-        return [{"path": "", "library": "tensorrt", "version": "", "target": target.name, "status": f"not built: {missing}"}]
+        return [
+            {"path": "", "library": "tensorrt", "version": "", "target": target.name, "status": f"not built: {missing}"}
+        ]
     records = []
     for name in (INT8_FILE, FLOAT_FILE):
         for built in target.build(folder / name, settings=run.recipe.export):

@@ -103,7 +103,9 @@ def _distilled(run: Run, name: str, teacher: Artifact, seed: int) -> Artifact:
 
     def make(draft: Draft, checkpoint: Path) -> None:
         network = _initial(run, run.recipe.student, seed)
-        method = run_method(run, distill.method, network, [network_of(run, run.recipe.teacher, teacher)], distill.losses)
+        method = run_method(
+            run, distill.method, network, [network_of(run, run.recipe.teacher, teacher)], distill.losses
+        )
         history = training(run, method, distill.train, seed=seed, checkpoint=checkpoint)
         write_model(run, draft, network, history)
 

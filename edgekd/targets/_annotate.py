@@ -1,14 +1,15 @@
 """The PT2E quantizer of every target: which tensors of an exported graph get a Q/DQ pair, and on which grid.
 
-The graph is in the normal form of `edgekd._normal_form` and read as fusion groups. A group is a weighted operator or an add with the ReLU or ReLU6 behind it,
-or a pool. Where the target wants Q/DQ on outputs (ONNX Runtime), a group's inputs and its last node's output
-are quantized, nothing inside it. Where it does not (TensorRT), only the inputs of weighted operators are, and the
-skip input of an add, so that convolution, add and ReLU stay one fused kernel.
+The graph is in the normal form of `edgekd._normal_form` and read as fusion groups. A group is a weighted operator
+or an add with the ReLU or ReLU6 behind it, or a pool. Where the target wants Q/DQ on outputs (ONNX Runtime), a
+group's inputs and its last node's output are quantized, nothing inside it. Where it does not (TensorRT), only the
+inputs of weighted operators are, and the skip input of an add, so that convolution, add and ReLU stay one fused kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -138,7 +139,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         """Nothing to refuse: an operator without a rule stays float and the audit names it."""
 
     def _weighted(self, node: Node) -> None:
-        data, weight = node.args[0], node.args[1]
+        data, weight = cast(Node, node.args[0]), cast(Node, node.args[1])
         self._mark(node, {data: self._activation, weight: self._weight})
         end = fused_end(node, self._live)
         if self.numerics.quantize_outputs and not self._gives_logits(node, end):
@@ -159,7 +160,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
             self._mark(node, {_skip_input(inputs): self._activation})
 
     def _pool(self, node: Node) -> None:
-        self._mark(node, {node.args[0]: self._activation})
+        self._mark(node, {cast(Node, node.args[0]): self._activation})
         self._mark_output(fused_end(node, self._live))
 
     def _pass_through(self, node: Node) -> None:

@@ -249,4 +249,3 @@ def remove_dead(graph: Graph) -> int:
     for info in [info for info in graph.graph.value_info if info.name not in kept]:
         graph.graph.value_info.remove(info)
     return removed
-

@@ -12,6 +12,4 @@ class OnnxRuntimeArm(OnnxRuntimeTarget):
     """s8 * s8 kernels (dot product, i8mm); zero-point -128 after a ReLU, so that the kernel absorbs it."""
 
     machines = ("aarch64", "arm64")
-    numerics = Numerics(
-        activation="int8", symmetric_activations=False, bias="int32", quantize_outputs=True
-    )
+    numerics = Numerics(activation="int8", symmetric_activations=False, bias="int32", quantize_outputs=True)

@@ -51,8 +51,9 @@ def record_of(module: ModuleType, out: Path, *arguments: str) -> dict[str, Any]:
 
 def test_latency_record_has_paired_ratios_and_goals(script: Any, tmp_path: Path) -> None:
     module = script("latency_vs_onnxruntime")
-    sizes = ("--pairs", "12", "--blocks", "6", "--calibration-samples", "8", "--error-samples", "4")
-    record = record_of(module, tmp_path / "out.json", "--models", "tiny", *sizes)
+    sizes = ("--pairs", "12", "--blocks", "3", "--warmup-seconds", "0.1")
+    samples = ("--calibration-samples", "8", "--error-samples", "4")
+    record = record_of(module, tmp_path / "out.json", "--models", "tiny", *sizes, *samples)
     row = record["rows"]["tiny"]
     assert row["n"] == 12
     for ratio in row["ratios"].values():

@@ -28,7 +28,9 @@ SYMMETRIC = Grid(-128, 127, symmetric=True)
 WEIGHTS = Grid(-127, 127, symmetric=True)
 
 
-def activation(grid: Grid = UNSIGNED, calibrator: MinMax | Percentile | MeanSquaredError | None = None) -> ActivationQuantizer:
+def activation(
+    grid: Grid = UNSIGNED, calibrator: MinMax | Percentile | MeanSquaredError | None = None
+) -> ActivationQuantizer:
     dtype = torch.uint8 if grid.low == 0 else torch.int8
     return ActivationQuantizer(
         calibrator or MinMax(Options()), grid, dtype, grid.low, grid.high, torch.per_tensor_affine

@@ -101,7 +101,9 @@ def test_mean_stays_when_its_axes_are_computed_or_missing() -> None:
 # clamps
 
 
-def clamped(op: str, *bounds: float | None, scale: float = 0.05, zero: int = 0, dtype: str = "uint8") -> onnx.ModelProto:
+def clamped(
+    op: str, *bounds: float | None, scale: float = 0.05, zero: int = 0, dtype: str = "uint8"
+) -> onnx.ModelProto:
     """x through a clamp and a Q/DQ pair."""
     graph = QdqGraph()
     names = ["x"]
