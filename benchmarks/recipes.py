@@ -35,10 +35,13 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:
             report, seconds, code = _run(arguments.recipe, Path(folder) / "run")
-    stages = list(report["stages"])
+    seconds_of = {stage["stage"]: stage["seconds"] for stage in report["stages"]}
+    for name in seconds_of:  # a stage that was broken off and went on counts its earlier epochs too
+        trained = sum(one["seconds"] or 0.0 for one in report["curves"] if one["stage"] == name)
+        seconds_of[name] = max(seconds_of[name], trained)
     results = {
         "wall_s": seconds,
-        "stages_s": sum(stage["seconds"] for stage in stages),
+        "stages_s": sum(seconds_of.values()),
         "exit_code": code,
         "verdict": report["verdict"]["overall"],
         **{key: report[key] for key in _KEPT},
