@@ -89,7 +89,7 @@ def prepare(
     for parameter in graph.parameters():
         parameter.requires_grad_(True)
     quality = faithful_db(graph, student, example, taps=taps)
-    if not quality >= MIN_FAITHFUL_DB:  # a comparison with NaN is False
+    if quality < MIN_FAITHFUL_DB:
         raise NotFaithful(
             f"The prepared graph differs from the float student: {quality:.1f} dB, at least {MIN_FAITHFUL_DB:.0f} dB"
             " is needed. Look for layers whose result depends on train or eval mode, or report this model."
@@ -167,6 +167,7 @@ def convert(graph: GraphModule, example: Tensor, *, numerics: Numerics) -> Graph
     _drop_taps(twin)
     with _quiet():
         program: GraphModule = convert_pt2e(twin)
+    _drop_unread(program)
     if numerics.bias == "int32":
         _round_biases(program)
     return program
@@ -188,7 +189,8 @@ def restore(graph: GraphModule, state: Mapping[str, Tensor]) -> None:
         MismatchError: the graphs differ; names the first keys that do.
     """
     own = graph.state_dict()
-    odd = sorted(set(own) ^ set(state))
+    # names of the network first: they tell more than the numbers of quantizers
+    odd = sorted(set(own) ^ set(state), key=lambda name: ("activation_post_process" in name, name))
     if odd:
         raise MismatchError(f"The saved quantized student has another graph: {', '.join(odd[:4])} on one side only.")
     unlike = [name for name in own if own[name].shape != state[name].shape]
@@ -212,7 +214,7 @@ def faithful_db(graph: GraphModule, student: nn.Module, example: Tensor, *, taps
 
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
-    """10 log10 of signal power over error power; infinite when they are equal.
+    """10 log10 of signal power over error power; inf when they are equal, -inf when one is no number.
 
     >>> round(sqnr_db(torch.tensor([10.0]), torch.tensor([9.0])), 6)
     20.0
@@ -221,7 +223,7 @@ def sqnr_db(reference: Tensor, other: Tensor) -> float:
     power = float((reference.double() ** 2).sum())
     if error == 0.0:
         return math.inf
-    return 10.0 * math.log10(power / error) if power > 0 else -math.inf
+    return 10.0 * math.log10(power / error) if power > 0 and math.isfinite(error) else -math.inf
 
 
 def _first_line(error: Exception) -> str:
@@ -235,6 +237,14 @@ def _drop_taps(graph: GraphModule) -> None:
     _single_output(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _drop_unread(program: GraphModule) -> None:
+    """Remove tensors that no node reads: the float weights that the int8 ones were made from."""
+    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*program.named_parameters(), *program.named_buffers()) if name not in read]:
+        path, _, leaf = name.rpartition(".")
+        delattr(program.get_submodule(path), leaf)
 
 
 def _round_biases(program: GraphModule) -> None:

@@ -302,8 +302,8 @@ class FunctionalRelu6(_Blocks):
 @_odd
 class Clamps(_Blocks):
     def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).clamp(min=0)
-        return self.head(self.b(x).clamp(0, 3).clamp_min(0))
+        x = self.b(self.a(x).clamp(min=0)).clamp(0, 3)
+        return self.head(self.b(x).clamp_min(0))
 
 
 @_odd
