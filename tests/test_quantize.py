@@ -137,8 +137,6 @@ def test_network_in_training_mode_is_prepared_as_it_computes_in_evaluation() -> 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_family_is_prepared_for_every_target(family: str, target: str) -> None:
-    if family == "mobilenet_v2" and target != X86:
-        pytest.skip("53 convolutions take seconds to export; the other targets are in the slow tests")
     factory = CATALOGS["models"].load(family).member
     small: dict[str, Any] = {"resnet": {"depth": 8}, "wrn": {"depth": 10, "width": 1.0}}.get(family, {})
     torch.manual_seed(0)
@@ -157,9 +155,7 @@ def test_families_are_all_here() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_any_batch_goes_through_when_the_example_had_one_sample(batch: int) -> None:
     network = odd_network("ViewByBatch")
-    graph = quantize.prepare(
-        network, images(1), numerics=numerics(X86), calibrator=calibrator(), reduce_range=False
-    )
+    graph = quantize.prepare(network, images(1), numerics=numerics(X86), calibrator=calibrator(), reduce_range=False)
     with torch.no_grad():
         assert quantize.sqnr_db(network(images(batch)), graph(images(batch))[0]) > 100
 
@@ -253,7 +249,7 @@ def test_control_flow_on_values_is_refused_by_name() -> None:
 
 
 def test_refusal_names_the_error_when_it_has_no_text() -> None:
-    with pytest.raises(MismatchError, match="torch.export cannot capture _Silent: AssertionError"):
+    with pytest.raises(MismatchError, match=r"torch.export cannot capture _Silent: AssertionError"):
         prepared(_Silent())
 
 
@@ -398,6 +394,7 @@ def test_program_gives_logits_only_and_stores_int8_weights() -> None:
     program = quantize.convert(graph, images(2), numerics=numerics(X86))
     assert program(images(3)).shape == (3, CLASSES)
     stored = [value for value in program.state_dict().values() if value.ndim >= 2]
+    assert len(stored) == 3
     assert {value.dtype for value in stored} == {torch.int8}
     assert max(int(value.abs().max()) for value in stored) == 64  # the reduced range
 
@@ -438,7 +435,7 @@ def test_restored_graph_gives_identical_outputs() -> None:
 
 
 def test_restoring_another_graph_names_what_differs() -> None:
-    with pytest.raises(MismatchError, match=r"has another graph: .*conv1\.0.*on one side only"):
+    with pytest.raises(MismatchError, match=r"has another graph: model\.a\.0\.bias, .* on one side only"):
         quantize.restore(prepared(odd_network("InPlace")), tensors(ready("PreActivation")))
 
 
@@ -517,7 +514,6 @@ def test_every_trained_parameter_gets_a_gradient_through_the_quantizers() -> Non
     gradients = {name: parameter.grad for name, parameter in graph.named_parameters()}
     assert len(gradients) >= 12  # five convolutions (two of them were norms) and a layer, each with a bias
     assert [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0] == []
-
 
 
 # numbers
