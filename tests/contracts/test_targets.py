@@ -1,120 +1,222 @@
-"""Every target ships a real int8 network: accepted, fused, and equal to its torch program; found by discovery."""
+"""Every target: its file is valid, agrees with the program it came from, is fully int8 by its own audit, and runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from odd_networks import images, odd_network
-from torch.fx import GraphModule
+from int8_models import FAMILIES, exported, images, program, program_logits, sqnr_db, target
+from odd_networks import ODD, odd_network
+from odd_networks import images as odd_images
 
-from edgekd.calibration.minmax import MinMax
+from edgekd import quantize
+from edgekd.calibration.mse import MeanSquaredError
 from edgekd.catalog import CATALOGS
-from edgekd.export import INPUT, golden_vectors, metadata, model_spec, onnx_from_torch, save_onnx
-from edgekd.quantize import calibrate, convert, prepare, sqnr_db
-from edgekd.spec import ModelSpec, Preprocessing
-from edgekd.targets._base import Target
+from edgekd.export import INPUT, OUTPUT, onnx_from_torch, save_onnx
+from edgekd.recipe import ExportSettings
+from edgekd.spec import Options, Runner
+from edgekd.targets._base import Audit, Target
 
 NAMES = CATALOGS["targets"].names()
-# float16 between int8 operators moves a code now and then; the others compute the very codes of the torch program
-FAITHFUL_DB = {"tensorrt": 25.0}
-SPEC = model_spec(
-    Preprocessing(size=[16, 16], channels=3, mean=[0.5] * 3, std=[0.25] * 3), [f"class {index}" for index in range(10)]
-)
+RUNTIMES = [name for name in NAMES if name.startswith("onnxruntime")]
+# a float16 rest moves codes that lie near a border; ONNX Runtime's integers match torch's floats almost always
+FEWEST_DB = {"tensorrt": 30.0}
+FEWEST_AGREEING = {"tensorrt": 0.99}
+FAST = [("tiny", name) for name in NAMES] + [(family, "onnxruntime_x86") for family in ("resnet", "mobilenet_v2")]
+SLOW = [(family, name) for family in FAMILIES for name in NAMES if (family, name) not in FAST]
+PAIRS = [*FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]
+# what a few steps of training do not make robust: its argmax hangs on single codes
+UNSTEADY = {"mobilenet_v2"}
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """One target's files and the programs they came from."""
-
-    target: Target
-    program: GraphModule
-    int8: Path
-    float: Path
+def needs_library(made: Target) -> None:
+    if (reason := made.missing()) is not None:
+        pytest.skip(reason)
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
-    target: Target = CATALOGS["targets"].load(request.param).member()
-    network = odd_network("InPlace")
-    # 7-bit weights: this test must hold on processors without VNNI too
-    graph = prepare(
-        network, images(4), numerics=target.numerics, calibrator=MinMax(MinMax.Options()), reduce_range=True
-    )
-    calibrate(graph, [images(64, seed=1)])
-    program = convert(graph, images(4), numerics=target.numerics)
-    folder = tmp_path_factory.mktemp(request.param)
-    notes = metadata(SPEC, {"student_id": "abc"})
-    paths = []
-    for name, module, int8 in (("model.onnx", program, True), ("float.onnx", network, False)):
-        model = onnx_from_torch(module, images(2), target=target, opset=20, int8=int8, metadata=notes)
-        paths.append(save_onnx(model, folder / name))
-    return Shipped(target, program, *paths)
+def written(family: str, name: str, folder: Path, *, int8: bool = True) -> Path:
+    return save_onnx(exported(family, name, int8=int8), folder / "model.onnx")
 
 
-def test_catalog_has_the_targets_of_the_design() -> None:
+def test_catalog_holds_the_targets() -> None:
+    assert len(NAMES) >= 3
     assert {"onnxruntime_x86", "onnxruntime_arm", "tensorrt"} <= set(NAMES)
+    assert len(PAIRS) == len(FAMILIES) * len(NAMES)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_file_agrees_with_its_torch_program_whatever_the_batch(shipped: Shipped, batch: int) -> None:
-    inputs = images(batch, seed=2)
-    with torch.no_grad():
-        expected = shipped.program(inputs)
-    with shipped.target.reference(shipped.int8) as runner:
-        found = torch.from_numpy(next(iter(runner.run({INPUT: inputs.numpy()}).values())))
-    assert sqnr_db(expected, found) > FAITHFUL_DB.get(shipped.target.name, 45.0)
+@pytest.mark.parametrize("name", NAMES)
+def test_name_is_the_file_s_and_numerics_are_stated(name: str) -> None:
+    made = target(name)
+    assert made.name == name
+    assert (made.__doc__ or "").strip()
+    numerics = made.numerics
+    assert numerics.activation in ("uint8", "int8")
+    assert numerics.bias in ("int32", "float")
+    # symmetric codes need signed integers
+    assert not (numerics.symmetric_activations and numerics.activation == "uint8")
 
 
-def test_every_operator_that_can_be_int8_is(shipped: Shipped) -> None:
-    if (missing := shipped.target.missing()) is not None:
-        pytest.skip(missing)
-    audit = shipped.target.audit(shipped.int8)
-    assert audit.quantizable > 3
-    assert audit.coverage == 1.0, audit.islands
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("int8", [True, False])
+def test_finishing_twice_changes_nothing_more(name: str, int8: bool) -> None:
+    model = exported("tiny", name, int8=int8)
+    before = model.SerializeToString(deterministic=True)
+    again = target(name).finish(model, int8=int8)
+    onnx.checker.check_model(again, full_check=True)
+    kinds = [node.op_type for node in again.graph.node]
+    assert kinds == [node.op_type for node in onnx.load_model_from_string(before).graph.node]
 
 
-def test_float_file_is_an_audit_failure(shipped: Shipped) -> None:
-    if (missing := shipped.target.missing()) is not None:
-        pytest.skip(missing)
-    audit = shipped.target.audit(shipped.float)
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_reference_agrees_with_the_program(family: str, name: str, tmp_path: Path) -> None:
+    count = 128 if family in UNSTEADY else 512
+    inputs, _ = images(count, 1)
+    with target(name).reference(written(family, name, tmp_path)) as runner:
+        found = runner.run({INPUT: inputs.numpy()})[OUTPUT]
+    wanted = program_logits(family, name, count)
+    agreeing = float((wanted.argmax(1) == found.argmax(1)).mean())
+    if family in UNSTEADY:
+        assert sqnr_db(wanted, found) > 25
+    else:
+        assert sqnr_db(wanted, found) > FEWEST_DB.get(name, 50.0)
+        assert agreeing >= FEWEST_AGREEING.get(name, 0.999)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_every_operator_that_can_runs_as_int8(family: str, name: str, tmp_path: Path) -> None:
+    made = target(name)
+    needs_library(made)
+    audit = made.audit(written(family, name, tmp_path))
+    assert isinstance(audit, Audit)
+    assert audit.target == name
+    assert audit.islands == ()
+    assert audit.coverage == 1.0
+    assert audit.quantizable == audit.int8 >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_whole_mobilenet_v2_runs_as_int8(name: str, tmp_path: Path) -> None:
+    path = save_onnx(exported("mobilenet_v2", name, whole=True), tmp_path / "model.onnx")
+    audit = target(name).audit(path)
+    assert (audit.coverage, audit.islands) == (1.0, ())
+    assert audit.quantizable > 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_audit_names_islands_when_the_file_is_float(name: str, tmp_path: Path) -> None:
+    made = target(name)
+    needs_library(made)
+    audit = made.audit(written("tiny", name, tmp_path, int8=False))
     assert audit.coverage < 1.0
+    assert audit.islands
     assert all(island.cause and island.remedy for island in audit.islands)
 
 
-def test_file_tells_labels_and_preprocessing_and_no_path(shipped: Shipped, repository: Path) -> None:
-    model = onnx.load(shipped.int8)
-    notes = {entry.key: entry.value for entry in model.metadata_props}
-    assert Preprocessing.model_validate_json(notes["edgekd.preprocessing"]) == SPEC.preprocessing
-    assert notes["edgekd.labels"].startswith('["class 0"')
-    assert notes["edgekd.student_id"] == "abc"
-    content = shipped.int8.read_bytes()
-    for path in (str(repository), "site-packages", str(Path.home())):
-        assert path.encode() not in content
-    assert model.ir_version <= 9
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("int8", [True, False])
+def test_reference_runs_both_files_of_a_target_anywhere(name: str, int8: bool, tmp_path: Path) -> None:
+    inputs, labels = images(256, 1)
+    with target(name).reference(written("tiny", name, tmp_path, int8=int8)) as runner:
+        assert isinstance(runner, Runner)
+        assert [one.name for one in runner.inputs] == [INPUT]
+        assert [one.name for one in runner.outputs] == [OUTPUT]
+        found = runner.run({INPUT: inputs.numpy()})[OUTPUT]
+    assert found.shape == (256, 10)
+    assert found.dtype == np.float32
+    assert float((found.argmax(1) == labels.numpy()).mean()) > 0.95  # the network was trained, and still knows it
 
 
-def test_golden_vectors_replay(shipped: Shipped, tmp_path: Path) -> None:
-    inputs = images(4, seed=3).numpy()
-    with shipped.target.reference(shipped.int8) as runner:
-        logits = next(iter(runner.run({INPUT: inputs}).values()))
-        path = golden_vectors(inputs, logits, tmp_path / "golden.npz")
-        with np.load(path, allow_pickle=False) as kept:
-            again = next(iter(runner.run({INPUT: kept["image"]}).values()))
-            np.testing.assert_array_equal(again, kept["logits"])
+@pytest.mark.parametrize("name", NAMES)
+def test_absence_and_missing_libraries_are_told_in_a_sentence(name: str) -> None:
+    made = target(name)
+    for reason in (made.missing(), made.absent_here()):
+        assert reason is None or len(reason) > 20
 
 
-def test_two_exports_give_the_same_bytes(shipped: Shipped) -> None:
-    notes = metadata(SPEC, {"student_id": "abc"})
-    again = onnx_from_torch(shipped.program, images(2), target=shipped.target, opset=20, int8=True, metadata=notes)
-    assert again.SerializeToString(deterministic=True) == shipped.int8.read_bytes()
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_nothing_is_built_when_the_runtime_loads_the_file_itself(name: str, tmp_path: Path) -> None:
+    assert target(name).build(tmp_path / "model.onnx", settings=ExportSettings()) == []
 
 
-def test_spec_has_a_dynamic_batch() -> None:
-    assert isinstance(SPEC, ModelSpec)
-    assert SPEC.inputs[0].shape == ["batch", 3, 16, 16]
-    assert SPEC.outputs[0].shape == ["batch", 10]
+def test_signed_activations_do_not_saturate_on_a_processor_that_adds_pairs_in_16_bits(tmp_path: Path) -> None:
+    # 8-bit weights and the largest activations: rewritten to unsigned, pairs of products pass 2^15 without VNNI
+    path = written("tiny", "onnxruntime_arm", tmp_path)
+    inputs = images(64, 1)[0] * 3
+    with target("onnxruntime_arm").reference(path) as runner:
+        found = runner.run({INPUT: inputs.numpy()})[OUTPUT]
+    with torch.no_grad():
+        wanted = program("tiny", "onnxruntime_arm")(inputs).numpy()
+    assert sqnr_db(wanted, found) > 50
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize(
+    "family", ["tiny", *(pytest.param(one, marks=pytest.mark.slow) for one in ("resnet", "mobilenet_v2"))]
+)
+def test_tensorrt_feeds_every_convolution_with_int8_and_refuses_nothing(family: str, tmp_path: Path) -> None:
+    made = target("tensorrt")
+    needs_library(made)
+    model = exported(family, "tensorrt")
+    audit = made.audit(save_onnx(model, tmp_path / "model.onnx"))
+    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+    assert audit.operators["CONVOLUTION"] == convolutions >= 3
+    assert audit.islands == ()
+    zero_points = [
+        onnx.numpy_helper.to_array(tensor)
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+        for tensor in model.graph.initializer
+        if tensor.name == node.input[2]
+    ]
+    assert zero_points
+    assert not any(values.any() for values in zero_points)
+
+
+# layouts that users really write
+
+
+def odd_file(network: str, name: str, folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A file, inputs, and what its program gives for them."""
+    made, inputs = target(name), odd_images(256, seed=3)
+    graph = quantize.prepare(
+        odd_network(network),
+        inputs[:4],
+        numerics=made.numerics,
+        calibrator=MeanSquaredError(Options()),
+        reduce_range=name == "onnxruntime_x86",
+    )
+    quantize.calibrate(graph, inputs.split(64))
+    converted = quantize.convert(graph, inputs[:2], numerics=made.numerics)
+    with torch.no_grad():
+        wanted = converted(inputs).numpy()
+    model = onnx_from_torch(converted, inputs[:1], target=made, opset=20, int8=True, metadata={})
+    return save_onnx(model, folder / "model.onnx"), inputs.numpy(), wanted
+
+
+FAST_ODD = ("NormOnInputAndFeatures",)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        pytest.param(
+            network, name, marks=() if (network in FAST_ODD and name == "onnxruntime_x86") else pytest.mark.slow
+        )
+        for network in ODD
+        for name in NAMES
+    ],
+)
+def test_odd_network_reaches_the_target_whole(network: str, name: str, tmp_path: Path) -> None:
+    path, inputs, wanted = odd_file(network, name, tmp_path)
+    made = target(name)
+    with made.reference(path) as runner:
+        found = runner.run({INPUT: inputs})[OUTPUT]
+    assert sqnr_db(wanted, found) > FEWEST_DB.get(name, 50.0)
+    needs_library(made)
+    audit = made.audit(path)
+    assert audit.islands == ()
+    assert audit.coverage == 1.0
