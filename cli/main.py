@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 import edgekd
-from edgekd.cli import bench, doctor, init, listing, report, show, stages, verify
+from edgekd.cli import agree, audit, bench, doctor, init, listing, quantize, report, show, stages, verify
 from edgekd.cli.render import Failure, Outcome, show_failure, show_outcome, write
 from edgekd.errors import EdgeKDError
 
@@ -27,9 +27,9 @@ __all__ = ["app", "main"]
 
 _SECTIONS = {
     "Start": ("init", "list", "doctor"),
-    "Work": tuple(stages.STAGES),
-    "Measure": ("bench",),
-    "Look": ("report", "show", "verify"),
+    "Work": ("run", "train", "distill", "quantize", "export"),
+    "Measure": ("bench", "agree"),
+    "Look": ("audit", "report", "show", "verify"),
 }
 _STOPPED = "finished stages are kept, and the same command goes on where it stopped."
 _BUG = (
@@ -81,7 +81,7 @@ def edgekd_command(
     """
 
 
-for _module in (stages, bench, report, show, verify, listing, doctor, init):
+for _module in (stages, quantize, bench, agree, audit, report, show, verify, listing, doctor, init):
     _module.register(app)
 
 

@@ -11,12 +11,20 @@ __all__ = [
     "AsJson",
     "Batch",
     "BudgetMs",
+    "CalibratorName",
     "CatalogName",
     "Check",
     "Confidence",
+    "Data",
     "Device",
+    "FloatLayers",
     "Folder",
+    "Limit",
+    "Mean",
     "MemberName",
+    "MinAgreement",
+    "ModelFile",
+    "ModelFiles",
     "ModelOrRecipe",
     "NewFolder",
     "OptionalOut",
@@ -26,13 +34,19 @@ __all__ = [
     "Queries",
     "Quiet",
     "RecipeFile",
+    "ReduceRange",
+    "RequireInt8",
     "RunFolder",
+    "Runtimes",
+    "Samples",
     "SetValues",
+    "Std",
     "Target",
     "Threads",
+    "Userland",
 ]
 
-_CATALOGS = ("calibration", "datasets", "devices", "losses", "methods", "models", "targets")
+_CATALOGS = ("calibration", "corrections", "datasets", "devices", "losses", "methods", "models", "targets")
 
 
 def _catalogs(incomplete: str) -> list[str]:
@@ -42,6 +56,10 @@ def _catalogs(incomplete: str) -> list[str]:
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
 ModelOrRecipe = Annotated[
     Path, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.toml), or any ONNX file (.onnx).")
+]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file (.onnx), or one made for a target.")]
+ModelFiles = Annotated[
+    list[Path], typer.Argument(metavar="MODEL...", help="Model files: .onnx, or made for a target (.pte, .xml).")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, runs/NAME.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run, or of one artifact in it.")]
@@ -97,5 +115,50 @@ Target = Annotated[
         "--target",
         metavar="NAME",
         help="What an ONNX file is for (`edgekd list targets`), onnxruntime_x86 by default; a recipe names its own.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="NPZ|DIR", help="Samples for an ONNX file: an .npz file, or a folder of images."),
+]
+CalibratorName = Annotated[
+    str | None,
+    typer.Option("--calibrator", metavar="NAME", help="How ranges are chosen (`edgekd list calibration`)."),
+]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Calibration samples, 512 by default.")]
+FloatLayers = Annotated[
+    list[str] | None, typer.Option("--float-layer", metavar="NODE", help="A node that stays float; repeatable.")
+]
+ReduceRange = Annotated[
+    bool | None,
+    typer.Option("--reduce-range/--full-range", help="7-bit weights, for x86 without VNNI; by this CPU unless given."),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="M,M,M", help="Per channel, of pixels in [0, 1]; for a folder of images."),
+]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="S,S,S", help="Per channel, of pixels in [0, 1]; for a folder of images.")
+]
+RequireInt8 = Annotated[
+    bool, typer.Option("--require-int8", help="Count a file without Q/DQ as one that should be int8.")
+]
+Runtimes = Annotated[
+    str | None,
+    typer.Option(
+        "--runtimes",
+        metavar="A,B",
+        help="Targets, onnxruntime_plain or emulated_arm64; every one that is here unless given.",
+    ),
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option("--min-agreement", metavar="SHARE", help="Least share of samples with the reference's top-1."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Use the first N samples only.")]
+Userland = Annotated[
+    Path | None,
+    typer.Option(
+        "--arm64-userland", metavar="DIR", help="Folder for emulated_arm64; EDGEKD_ARM64_USERLAND unless given."
     ),
 ]

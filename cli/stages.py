@@ -1,4 +1,4 @@
-"""`edgekd run` and its single stages: train, distill, quantize, export."""
+"""`edgekd run` and its single stages: train, distill, export."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from edgekd.pipeline import Stage
     from edgekd.recipe import Recipe
 
-__all__ = ["STAGES", "carry_out", "register"]
+__all__ = ["DETAILS", "STAGES", "carry_out", "register", "show_plan"]
 
 STAGES: dict[str, tuple[Stage, str]] = {
     "run": ("report", "Do everything that a recipe asks for."),
     "train": ("train", "Train the teacher, or take it from its weights."),
     "distill": ("distill", "Train the student, with the teacher and alone."),
-    "quantize": ("quantize", "Make the student int8, for every target."),
     "export": ("export", "Write ONNX files and engines, checked against torch."),
 }
-_DETAILS = """Stages whose result is there are skipped, so a command that was stopped goes on where it was.
+DETAILS = """Stages whose result is there are skipped, so a command that was stopped goes on where it was.
 
 \b
 edgekd {verb} recipe.toml
@@ -35,7 +34,7 @@ edgekd {verb} recipe.toml --set seed=1 --out runs/second
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     for verb, (until, summary) in STAGES.items():
-        app.command(verb, help=f"{summary}\n\n{_DETAILS.format(verb=verb)}")(_verb(until))
+        app.command(verb, help=f"{summary}\n\n{DETAILS.format(verb=verb)}")(_verb(until))
 
 
 def _verb(until: Stage) -> Callable[..., Outcome]:
@@ -49,7 +48,7 @@ def _verb(until: Stage) -> Callable[..., Outcome]:
         quiet: options.Quiet = False,
     ) -> Outcome:
         if check:
-            return _plan(recipe, set_values or [], out, as_json=as_json, quiet=quiet)
+            return show_plan(recipe, set_values or [], out, as_json=as_json, quiet=quiet)
         return carry_out(recipe, set_values or [], until, out=out, overwrite=overwrite, as_json=as_json, quiet=quiet)
 
     return verb
@@ -92,7 +91,8 @@ def carry_out(
     )
 
 
-def _plan(path: Path, overrides: list[str], out: Path | None, *, as_json: bool, quiet: bool) -> Outcome:
+def show_plan(path: Path, overrides: list[str], out: Path | None, *, as_json: bool, quiet: bool) -> Outcome:
+    """Check a recipe and show what would be done."""
     import json
 
     from edgekd.cli.progress import watching

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from edgekd._ledger import TermMean
+from edgekd.methods._base import Term
 from edgekd.spec import Frozen
 
 __all__ = ["BatchSource", "EpochRecord", "FitResult", "Hooks", "RawBatch", "Tick", "set_training"]
@@ -109,8 +110,10 @@ class Hooks:
             it freezes it must freeze again when called.
         on_epoch: called after every epoch, its checkpoint written.
         set_training: switches the student's mode; an exported graph needs one of its own.
+        terms: called after every forward for terms beside the method's, of the student's weights alone.
     """
 
     on_step: Callable[[float], None] = lambda progress: None
     on_epoch: Callable[[EpochRecord], None] = lambda record: None
     set_training: Callable[[nn.Module, bool], None] = set_training
+    terms: Callable[[], Mapping[str, Term]] = dict

@@ -133,6 +133,15 @@ def _mean(graph: GraphModule, node: Node) -> Node | None:
     return pooled if keep else insert(graph, node, _aten.flatten.using_ints, (pooled, 1))
 
 
+def _pad(graph: GraphModule, node: Node) -> Node | None:
+    """Padding by a constant under its own name; by reflection or repetition it stays."""
+    source, amounts, mode, value = [*node.args, "constant", None][:4] if len(node.args) < 4 else node.args[:4]
+    mode, value = node.kwargs.get("mode", mode), node.kwargs.get("value", value)
+    if mode != "constant":
+        return None
+    return insert(graph, node, _aten.constant_pad_nd.default, (source, amounts, value or 0.0))
+
+
 def _padded_by_name(graph: GraphModule, node: Node) -> Node | None:
     """Padding "same" or "valid" as numbers; None where "same" needs more on one side than on the other."""
     arguments: list[Any] = [*node.args, *_CONV_DEFAULTS[len(node.args) :]]
@@ -168,6 +177,7 @@ _REWRITES = {
     _aten.silu.default: _silu,
     _aten.mean.dim: _mean,
     _aten.conv2d.padding: _padded_by_name,
+    _aten.pad.default: _pad,
 }
 
 

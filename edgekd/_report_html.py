@@ -15,6 +15,7 @@ from edgekd import _plots as plots
 from edgekd import _report_format as text
 from edgekd._ladder import Paired, Rung
 from edgekd._report_model import Curve, Int8VsFloat, Operator, Report
+from edgekd._report_sensitivity import pareto
 from edgekd._report_shipped import TOP_OPERATORS, operator_groups
 from edgekd._report_tables import tables
 from edgekd._report_text import budget_sentence
@@ -177,6 +178,8 @@ def _table_charts(report: Report) -> dict[str, Markup]:
         charts["paired"] = _paired_chart(report.paired)
     if report.int8_vs_float:
         charts["int8_vs_float"] = _speedup_chart(report.int8_vs_float)
+    if report.mixed:
+        charts["mixed"] = Markup("").join(pareto(one) for one in report.mixed.values())
     return charts
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from edgekd._ladder import Interval95, Paired, Parity, Rung
+from edgekd._sensitivity_model import MixedPrecision, Sensitivity
 from edgekd.spec import Frozen
 
 __all__ = [
@@ -118,6 +119,8 @@ class Fusion(_Record):
         coverage: int8 / quantizable, a fraction.
         float_islands: the others.
         legitimate: float operators for which the target has no int8 kernel, by type.
+        by_choice: layers that stay float because the recipe, the placement search or `max_drop` chose so; they do not
+            count as quantizable.
         operators: operators of the graph that really runs, by type.
     """
 
@@ -125,6 +128,7 @@ class Fusion(_Record):
     quantizable: int
     int8: int
     coverage: float
+    by_choice: list[str] = Field(default_factory=list)
     float_islands: list[FloatIsland] = Field(default_factory=list)
     legitimate: dict[str, int] = Field(default_factory=dict)
     operators: dict[str, int] = Field(default_factory=dict)
@@ -258,6 +262,8 @@ class Report(_Record):
         recipe: resolved, with every default.
         latency_samples: every timed query in ms, in order; the key is the series' label ("onnx_int8", or
             "onnx_int8 tensorrt" where a rung exists for several targets).
+        sensitivity: what int8 does to each layer, by target; with `quantize.max_drop`.
+        mixed: which layers went back to float, by target, and every step of the search.
         environment: versions and the machine, free in depth.
         notes: what a reader must know before using a number.
     """
@@ -274,6 +280,8 @@ class Report(_Record):
     latency_samples: dict[str, list[float]] = Field(default_factory=dict)
     int8_vs_float: list[Int8VsFloat] = Field(default_factory=list)
     fusion: list[Fusion] = Field(default_factory=list)
+    sensitivity: dict[str, Sensitivity] = Field(default_factory=dict)
+    mixed: dict[str, MixedPrecision] = Field(default_factory=dict)
     parity: list[ParityRow] = Field(default_factory=list)
     engines: list[Engine] = Field(default_factory=list)
     mobile: list[Mobile] = Field(default_factory=list)

@@ -27,7 +27,13 @@ TOP_OPERATORS = 12  # the slowest of each model; the rest is summed up
 def fusion(report: Report) -> Table:
     """How many operators run as int8."""
     columns = columns_of(
-        "Target", ">Coverage", ">Int8 operators", ">Can be int8", "=Float by design", "~=Operators that run"
+        "Target",
+        ">Coverage",
+        ">Int8 operators",
+        ">Can be int8",
+        "=Float by design",
+        "~=Float by choice",
+        "~=Operators that run",
     )
     rows = [
         cells(
@@ -36,6 +42,7 @@ def fusion(report: Report) -> Table:
             text.count(row.int8),
             text.count(row.quantizable),
             _counted(row.legitimate),
+            ", ".join(row.by_choice) or "none",
             _counted(row.operators),
         )
         for row in report.fusion

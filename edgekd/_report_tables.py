@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgekd import _report_measured as measured
+from edgekd import _report_sensitivity as precision
 from edgekd import _report_shipped as shipped
 from edgekd._report_model import Report
 from edgekd._table import Table
@@ -12,7 +15,7 @@ __all__ = ["tables"]
 
 def tables(report: Report) -> dict[str, Table]:
     """Every table that has rows, by key, in reading order."""
-    builders = (
+    builders: tuple[Callable[[Report], Table], ...] = (
         measured.ladder,
         measured.calibration,
         measured.repeats,
@@ -23,6 +26,8 @@ def tables(report: Report) -> dict[str, Table]:
         measured.mobile,
         shipped.fusion,
         shipped.islands,
+        lambda one: precision.sensitivity(one.sensitivity),
+        lambda one: precision.path(one.mixed),
         shipped.operators,
         shipped.parity,
         shipped.engines,

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["budget_sentence", "markdown", "terminal"]
 
 # the terminal shows what decides; the files hold the rest
-_TERMINAL = ("ladder", "repeats", "paired", "latency", "int8_vs_float", "mobile", "fusion", "islands", "parity")
+_TERMINAL = (
+    "ladder",
+    "repeats",
+    "paired",
+    "latency",
+    "int8_vs_float",
+    "mobile",
+    "fusion",
+    "islands",
+    "mixed",
+    "parity",
+)
 _TERMINAL_LAST = ("engines", "stages")
 _STYLES = {"": "", "good": "green", "bad": "bold red", "unsure": "yellow"}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn, optim
 
 from edgekd.recipe import TrainSettings
 
-__all__ = ["learning_rate", "make_optimizer", "set_learning_rate", "trained_parameters"]
+__all__ = ["learning_rate", "make_optimizer", "own_rates", "set_learning_rate", "trained_parameters"]
 
 
 def learning_rate(step: int, *, total: int, steps_per_epoch: int, settings: TrainSettings) -> float:
@@ -39,16 +40,23 @@ def learning_rate(step: int, *, total: int, steps_per_epoch: int, settings: Trai
 
 
 def make_optimizer(modules: Iterable[nn.Module], *, settings: TrainSettings) -> optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; biases and normalisation do not decay.
+    """SGD or AdamW over the trainable parameters; biases, normalisation and ranges of quantizers do not decay.
 
     AdamW takes `momentum` as its beta1. Shrinking the scale of a normalisation or an offset regularises
     nothing: He et al., "Bag of Tricks for Image Classification", 2018, arXiv:1812.01187, section 3.1.
+    Parameters with a rate of their own (see `own_rates`) have a group for each such rate, without decay.
     """
+    modules = list(modules)
+    rates = own_rates(modules)
     parameters = trained_parameters(modules)
-    groups = [
-        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+    weights = [one for one in parameters if id(one) not in rates]
+    groups: list[dict[str, Any]] = [
+        {"params": [one for one in weights if one.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [one for one in weights if one.dim() <= 1], "weight_decay": 0.0},
     ]
+    for rate in sorted(set(rates.values())):
+        scales = [one for one in parameters if rates.get(id(one)) == rate]
+        groups.append({"params": scales, "weight_decay": 0.0, "lr": settings.lr * rate, "rate": rate})
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
@@ -62,7 +70,16 @@ def trained_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(found.values())
 
 
+def own_rates(modules: Iterable[nn.Module]) -> dict[int, float]:
+    """Of parameters that do not learn at the weights' rate, by their id: their rate over that one.
+
+    A module says so for its own parameters by a number `own_rate`; the quantizers of a prepared graph do.
+    """
+    parts = [part for module in modules for part in module.modules() if hasattr(part, "own_rate")]
+    return {id(one): float(part.own_rate) for part in parts for one in part.parameters(recurse=False)}  # type: ignore[arg-type]
+
+
 def set_learning_rate(optimizer: optim.Optimizer, rate: float) -> None:
-    """Use `rate` for the next step of every group."""
+    """Use `rate` for the next step of every group, times the group's own `rate` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * float(group.get("rate", 1.0))

@@ -166,4 +166,5 @@ CATALOGS = {
     "targets": Catalog("edgekd.targets", "target", "Target"),
     "devices": Catalog("edgekd.devices", "device", "Device"),
     "calibration": Catalog("edgekd.calibration", "calibrator", "Calibrator"),
+    "corrections": Catalog("edgekd.corrections", "correction", "Correction"),
 }

@@ -199,7 +199,7 @@ class _Run:
 
     def _step(self, batch: Batch, ledger: Ledger, step: int) -> None:
         with self._autocast():
-            terms = self.wrapped(batch)
+            terms = {**self.wrapped(batch), **self.hooks.terms()}
         ledger.add(terms, step=step, epoch=batch.epoch)
         loss = torch.stack([term.value.float() * term.weight for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -260,6 +260,7 @@ class _Run:
             "seed": self.seed,
             "precision": self.precision,
             "steps": self.steps,
+            "groups": [[len(group["params"]), group.get("rate")] for group in self.optimizer.param_groups],
             "terms": [[term.name, term.weight] for term in self.method.losses],
             "options": [term.loss.options.model_dump(mode="json") for term in self.method.losses],
         }

@@ -1,24 +1,15 @@
-"""From a torch program to the ONNX file that a target runs fast, checked against the program it came from."""
+"""From a torch program to the file that a target runs fast, and what is shipped beside it."""
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
-import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from edgekd.errors import MismatchError
 from edgekd.spec import ModelSpec, Preprocessing, TensorSpec
-from edgekd.targets._base import Target
+from edgekd.targets._onnx_export import INPUT, OUTPUT, onnx_from_torch, save_onnx
 
 __all__ = [
     "INPUT",
@@ -29,12 +20,6 @@ __all__ = [
     "onnx_from_torch",
     "save_onnx",
 ]
-
-INPUT, OUTPUT = "image", "logits"
-"""Names of the exported model's input and output."""
-
-# The IR version that came with opset 20; newer ones are refused by the runtimes on many devices.
-_IR_VERSION = 9
 
 
 def model_spec(preprocessing: Preprocessing, labels: Iterable[str]) -> ModelSpec:
@@ -48,61 +33,8 @@ def model_spec(preprocessing: Preprocessing, labels: Iterable[str]) -> ModelSpec
     )
 
 
-def onnx_from_torch(
-    module: nn.Module, example: Tensor, *, target: Target, opset: int, int8: bool, metadata: Mapping[str, str]
-) -> onnx.ModelProto:
-    """Export a float module or an int8 program with a dynamic batch, and finish the graph for a target.
-
-    Args:
-        module: from (B, C, H, W) to logits (B, K); an int8 program comes from `quantize.convert`.
-        example: inputs, shape (B, C, H, W).
-        target: its graph passes are applied.
-        opset: 18 to 20.
-        int8: whether the module is an int8 program.
-        metadata: goes into the file's metadata_props.
-
-    Raises:
-        MismatchError: the exporter cannot express an operator; says which.
-        GateFailed: a graph pass found a value that the target cannot hold.
-    """
-    # a converted program has no train and eval mode of its own and refuses the call
-    module = module if isinstance(module, GraphModule) else copy.deepcopy(module).eval()
-    example = example[:1].expand(2, *example.shape[1:]).contiguous() if len(example) < 2 else example
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=({0: batch},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MismatchError(f"The ONNX exporter refused the model: {reason}") from error
-    if program is None:
-        raise MismatchError("The ONNX exporter gave nothing back for this model.")
-    model = target.finish(program.model_proto, int8=int8)
-    _strip(model)
-    model.ir_version = min(model.ir_version, _IR_VERSION)
-    model.producer_name = "edgekd"
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a model as one file, weights inside; gives the path."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    return path
-
-
 def metadata(spec: ModelSpec, ids: Mapping[str, str]) -> dict[str, str]:
-    """The metadata_props of a shipped model: labels, preprocessing and lineage, as JSON strings."""
+    """What a shipped model says about itself: labels, preprocessing and lineage, as JSON strings."""
     return {
         "edgekd.labels": json.dumps(spec.labels),
         "edgekd.preprocessing": spec.preprocessing.model_dump_json(),
@@ -119,31 +51,3 @@ def golden_vectors(inputs: np.ndarray, logits: np.ndarray, path: Path) -> Path:
     """
     np.savez_compressed(path, image=inputs, logits=logits)
     return path
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about the source: it holds paths of the machine that exported."""
-    model.ClearField("metadata_props")
-    model.doc_string = ""
-    for node in model.graph.node:
-        node.ClearField("metadata_props")
-        node.doc_string = ""
-    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
-        value.ClearField("metadata_props")
-        value.doc_string = ""
-    model.graph.ClearField("metadata_props")
-    model.graph.doc_string = ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the exporter's notes about packages that it does not need and its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

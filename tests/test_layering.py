@@ -30,19 +30,27 @@ SHARED = {
     "edgekd.artifact",
     "edgekd._sealing",  # artifact
     "edgekd.catalog",
+    "edgekd._settings",  # recipe
     "edgekd.recipe",
     "edgekd.starter",  # writes the recipe that the user starts from
     "edgekd.templates",
 }
 MEMBER_PACKAGES = {catalog.package for catalog in CATALOGS.values()}
 OPERATIONS = {
+    "edgekd.agreement",
+    "edgekd.audit",
     "edgekd.doctor",
     "edgekd.engine",
     "edgekd.evaluate",
     "edgekd.export",
+    "edgekd.feeds",
     "edgekd.measure",
+    "edgekd.mixed",
+    "edgekd.placement",
     "edgekd.quantize",
+    "edgekd.quantize_onnx",
     "edgekd.report",
+    "edgekd.sensitivity",
 }
 # a shared file that needs a contract of a catalog: batches are drawn from any data set's Samples
 UPWARD = {("edgekd.batches", "edgekd.datasets._base")}
@@ -51,6 +59,8 @@ CONTRACTS = {
     ("edgekd.methods", "edgekd.losses._base"),  # a method gives the terms of losses
     ("edgekd.targets", "edgekd.calibration._base"),  # a target's quantizer places observers
     ("edgekd.targets", "edgekd.calibration._fake_quantize"),
+    ("edgekd.corrections", "edgekd.calibration._fake_quantize"),  # a correction reads the scales of weights
+    ("edgekd.corrections", "edgekd.targets._base"),  # its context tells the target's grids
 }
 
 
@@ -220,7 +230,11 @@ def test_command_line_reaches_operations_by_their_public_files_only() -> None:
         ("steps an optimizer", {"edgekd.engine"}, lambda call: call.endswith("optimizer.step")),
         ("backpropagates", {"edgekd.engine"}, lambda call: call.endswith(".backward")),
         # the cold-start probe is a script of its own, and its stdout is its answer to the process that started it
-        ("prints", {"edgekd._coldstart"}, lambda call: call in ("print", "sys.stdout.write", "sys.stderr.write")),
+        (
+            "prints",
+            {"edgekd._coldstart", "edgekd.devices._arm64_run"},
+            lambda call: call in ("print", "sys.stdout.write", "sys.stderr.write"),
+        ),
         (
             "loads pickles that could run code",
             set(),
@@ -260,7 +274,10 @@ def test_only_the_command_line_reads_arguments_and_ends_the_process() -> None:
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.argv", "sys.exit", "os._exit")
     }
-    assert {name for name in users if not name.startswith("edgekd.cli")} <= {"edgekd._coldstart"}
+    assert {name for name in users if not name.startswith("edgekd.cli")} <= {
+        "edgekd._coldstart",
+        "edgekd.devices._arm64_run",
+    }
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:

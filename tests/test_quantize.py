@@ -8,7 +8,8 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from torch.fx import GraphModule
 from edgekd import quantize
 from edgekd.batches import Batches
 from edgekd.calibration._base import Calibrator
-from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers
+from edgekd.calibration._fake_quantize import ActivationQuantizer, Phase, quantizers
 from edgekd.catalog import CATALOGS
 from edgekd.datasets._base import InMemorySamples
-from edgekd.engine import Hooks, fit
+from edgekd.engine import EpochRecord, Hooks, fit
 from edgekd.errors import DataError, MismatchError
 from edgekd.losses.cross_entropy import CrossEntropy
 from edgekd.losses.hint import Hint
@@ -514,6 +515,197 @@ def test_every_trained_parameter_gets_a_gradient_through_the_quantizers() -> Non
     gradients = {name: parameter.grad for name, parameter in graph.named_parameters()}
     assert len(gradients) >= 12  # five convolutions (two of them were norms) and a layer, each with a bias
     assert [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0] == []
+
+
+# ranges that learn, in the engine
+
+
+def learned(
+    tmp_path: Path | None = None, *, stop_after: int | None = None, optimizer: Literal["sgd", "adamw"] = "adamw"
+) -> tuple[GraphModule, dict[str, Tensor]]:
+    """A graph after two epochs of learning ranges, and its state before."""
+    graph = ready("InPlace")
+    quantize.learn_ranges(graph, rate=5.0)
+    before = tensors(graph)
+    losses = [WeightedLoss("kd", KD(KD.Options()), 1.0)]
+    method = Offline(TupleOutputs(graph), [odd_network("InPlace")], losses)
+
+    def on_epoch(record: EpochRecord) -> None:
+        if record.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    fit(
+        method,
+        pictures(),
+        settings=TrainSettings(epochs=2, lr=2e-3, batch_size=8, warmup_epochs=0.0, optimizer=optimizer),
+        compute=ComputeSettings(device="cpu"),
+        checkpoint=tmp_path / "checkpoint.pt" if tmp_path else None,
+        hooks=Hooks(
+            on_step=lambda progress: quantize.set_phase(graph, "learn"),
+            on_epoch=on_epoch,
+            set_training=lambda module, training: quantize.set_phase(graph, "frozen"),
+        ),
+    )
+    return graph, before
+
+
+def pictures() -> Batches:
+    # brighter than what was calibrated on, so that a range has somewhere to go
+    pixels = torch.rand(24, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 8
+    return batches_of(pixels, torch.arange(24) % CLASSES)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_engine_trains_every_scale_and_the_settled_graph_is_an_int8_program(
+    optimizer: Literal["sgd", "adamw"],
+) -> None:
+    graph, before = learned(optimizer=optimizer)
+    moved = changed(before, graph)
+    scales = [name for name in before if name.endswith((".gain", ".shift"))]
+    assert len(scales) >= 8
+    assert [name for name in scales if name not in moved] == []
+    assert not any(name.endswith(("minimum", "maximum", "ratio", "scale")) for name in moved)
+    output = graph(images(8))[0]
+    quantize.settle_ranges(graph)
+    program = quantize.convert(graph, images(2), numerics=dataclasses.replace(numerics(X86), bias="float"))
+    with torch.no_grad():
+        assert torch.equal(program(images(8)), output)
+
+
+def test_learning_ranges_go_on_bit_for_bit_when_training_was_interrupted(tmp_path: Path) -> None:
+    whole, _ = learned()
+    with pytest.raises(KeyboardInterrupt):
+        learned(tmp_path, stop_after=0)
+    resumed, _ = learned(tmp_path)
+    assert changed(tensors(whole), resumed) == []
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_learned_state_is_restored_into_a_graph_that_tracks(settled: bool) -> None:
+    graph, _ = learned()
+    if settled:
+        quantize.settle_ranges(graph)
+    again = prepared(odd_network("InPlace"))
+    quantize.restore(again, tensors(graph))
+    assert torch.equal(again(images(8))[0], graph(images(8))[0])
+    assert quantize.ranges(again) == quantize.ranges(graph)
+    # and tracks from there
+    quantize.set_phase(again, "track")
+    before = quantize.ranges(again)
+    again(images(8) * 3)
+    assert quantize.ranges(again) != before
+
+
+def test_tracked_state_is_restored_into_a_graph_that_learns() -> None:
+    tracked, _, _ = trained(freeze_at=0.5)
+    graph = prepared(odd_network("InPlace"), taps=["a"])
+    quantize.calibrate(graph, [images(16)])
+    quantize.learn_ranges(graph)
+    quantize.restore(graph, tensors(tracked))
+    assert torch.equal(graph(images(8))[0], tracked(images(8))[0])
+    quantize.learn_ranges(graph)
+    quantize.set_phase(graph, "learn")
+    assert torch.equal(graph(images(8))[0], tracked(images(8))[0])
+
+
+def test_refused_state_leaves_a_learning_graph_as_it_was() -> None:
+    graph, _ = learned()
+    before = tensors(graph)
+    with pytest.raises(MismatchError, match="has another graph"):
+        quantize.restore(graph, tensors(ready("PreActivation")))
+    assert changed(before, graph) == []
+
+
+def test_guard_s_term_is_trained_and_logged_by_the_engine() -> None:
+    graph = ready("InPlace")
+    guard = quantize.OscillationGuard(graph, quantize.OscillationOptions(dampening=0.5, freeze_above=0.3))
+    method = Offline(TupleOutputs(graph), [odd_network("InPlace")], [WeightedLoss("kd", KD(KD.Options()), 1.0)])
+    result = fit(
+        method,
+        pictures(),
+        settings=TrainSettings(epochs=2, lr=0.01, batch_size=8, warmup_epochs=0.0),
+        compute=ComputeSettings(device="cpu"),
+        hooks=Hooks(
+            on_step=guard.step,
+            set_training=lambda module, training: quantize.set_phase(graph, "frozen"),
+            terms=guard.terms,
+        ),
+    )
+    guard.close()
+    assert set(result.history[-1].terms) == {"kd", "dampening"}
+    assert result.history[-1].terms["dampening"].raw > 0
+    quantize.restore(prepared(odd_network("InPlace")), tensors(graph))
+
+
+# distillation without labels
+
+
+@pytest.mark.parametrize("labels", ["wrong", "all the same"])
+def test_student_follows_the_teacher_when_labels_say_something_else(labels: str) -> None:
+    torch.manual_seed(0)
+    seen, unseen = images(256, seed=8), images(256, seed=9)
+    pooled = [nn.AvgPool2d(4), nn.Flatten()]
+    teacher = nn.Sequential(*pooled, nn.Linear(48, CLASSES)).eval()
+    student = nn.Sequential(*pooled, nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, CLASSES)).eval()
+    nn.init.normal_(teacher[2].weight)  # type: ignore[arg-type]
+    with torch.no_grad():
+        answers, taught = teacher(seen).argmax(1), teacher(unseen)
+    graph = prepared(student)
+    quantize.calibrate(graph, seen.split(32))
+    before = agreement(graph, unseen, taught)
+    given = (answers + 1) % CLASSES if labels == "wrong" else torch.zeros_like(answers)
+    method = Offline(TupleOutputs(graph), [teacher], [WeightedLoss("kd", KD(KD.Options(tau=1.0)), 1.0)])
+    result = fit(
+        method,
+        batches_of(seen, given),
+        settings=TrainSettings(
+            epochs=15, lr=5e-3, batch_size=8, warmup_epochs=0.0, optimizer="adamw", weight_decay=0.0
+        ),
+        compute=ComputeSettings(device="cpu"),
+        hooks=Hooks(
+            on_step=lambda progress: quantize.set_phase(graph, "track" if progress < 0.5 else "frozen"),
+            set_training=lambda module, training: quantize.set_phase(graph, "frozen"),
+        ),
+    )
+    assert set(result.history[0].terms) == {"kd"}
+    assert result.history[-1].terms["kd"].raw < result.history[0].terms["kd"].raw / 10
+    assert agreement(graph, unseen, taught) > before + 0.5
+    assert agreement(graph, seen, nn.functional.one_hot(given, CLASSES).float()) < 0.3
+
+
+def batches_of(inputs: Tensor, labels: Tensor) -> Batches:
+    """Training batches whose normalised inputs are these."""
+    plain = Preprocessing(size=[SIZE, SIZE], channels=3, mean=[0.0] * 3, std=[1.0] * 3)
+    return Batches(InMemorySamples(inputs, labels), batch_size=8, classes=CLASSES, preprocessing=plain, seed=0)
+
+
+def agreement(graph: GraphModule, inputs: Tensor, taught: Tensor) -> float:
+    with torch.no_grad():
+        return float((graph(inputs)[0].argmax(1) == taught.argmax(1)).float().mean())
+
+
+# compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["frozen", "track", "learn"])
+def test_compiled_graph_gives_the_same_loss_and_gradients(phase: Phase) -> None:
+    losses, gradients = [], []
+    for compiled in (False, True):
+        graph = ready("InPlace")
+        if phase == "learn":
+            quantize.learn_ranges(graph)
+        quantize.set_phase(graph, phase)
+        run = torch.compile(graph) if compiled else graph
+        for seed in range(2):
+            graph.zero_grad()
+            loss = nn.functional.cross_entropy(run(images(8, seed=seed))[0], torch.arange(8) % CLASSES)
+            loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append({name: parameter.grad for name, parameter in graph.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, gradient in gradients[0].items():
+        assert quantize.sqnr_db(gradient, gradients[1][name]) > 40, name  # type: ignore[arg-type]
 
 
 # numbers

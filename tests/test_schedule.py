@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd._schedule import learning_rate, make_optimizer
+from edgekd._schedule import learning_rate, make_optimizer, set_learning_rate
 from edgekd.recipe import TrainSettings
 
 
@@ -53,3 +53,35 @@ def test_optimizer_is_the_one_asked_for():
     assert adamw.defaults["betas"] == (0.85, 0.999)
     plain = make_optimizer([nn.Linear(2, 2)], settings=TrainSettings(momentum=0.0))
     assert plain.defaults["nesterov"] is False
+
+
+class _Slow(nn.Module):
+    """A part with a rate of its own, as the quantizers of a graph are."""
+
+    def __init__(self, rate: float, size: int) -> None:
+        super().__init__()
+        self.own_rate = rate
+        self.gain = nn.Parameter(torch.ones(size, size))
+        self.inner = nn.Linear(2, 2, bias=False)
+
+
+def test_parameters_with_a_rate_of_their_own_have_groups_without_decay():
+    model = nn.Sequential(nn.Linear(2, 2), _Slow(0.1, 3), _Slow(5.0, 1), _Slow(0.1, 2))
+    optimizer = make_optimizer([model, model], settings=TrainSettings(weight_decay=0.3, lr=0.2))
+    found = [(group["weight_decay"], len(group["params"]), group.get("rate")) for group in optimizer.param_groups]
+    # three inner layers and one outer are weights like any other
+    assert found == [(0.3, 4, None), (0.0, 1, None), (0.0, 2, 0.1), (0.0, 1, 5.0)]
+    set_learning_rate(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1, 0.01, 0.5])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_of_a_parameter_with_its_own_rate_is_that_much_longer(optimizer):
+    model = _Slow(0.1, 1)
+    chosen = make_optimizer([model], settings=TrainSettings(optimizer=optimizer, momentum=0.0, lr=0.2, weight_decay=0))
+    set_learning_rate(chosen, 0.2)
+    before = [model.gain.detach().clone(), model.inner.weight.detach().clone()]
+    (model.gain.sum() + model.inner.weight.sum()).backward()
+    chosen.step()
+    moved = [float((one - was).abs().max()) for one, was in zip([model.gain, model.inner.weight], before, strict=True)]
+    assert moved == pytest.approx([0.02, 0.2], rel=1e-4)

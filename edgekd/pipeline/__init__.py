@@ -14,6 +14,7 @@ from edgekd.errors import ArtifactError
 from edgekd.pipeline._bench_file import bench_file
 from edgekd.pipeline._check import plan, ready
 from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
+from edgekd.pipeline._quantize_file import FileQuantization, quantize_file
 from edgekd.pipeline._quantizing import quantize_stages
 from edgekd.pipeline._reporting import assemble
 from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
@@ -23,6 +24,7 @@ from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
 
 __all__ = [
+    "FileQuantization",
     "RunResult",
     "Silent",
     "Stage",
@@ -30,6 +32,7 @@ __all__ = [
     "bench_file",
     "check",
     "open_report",
+    "quantize_file",
     "run",
     "verify",
     "write_report",
@@ -161,10 +164,12 @@ def _stages(work: Run, until: Stage) -> None:
         teacher = teacher_stage(work)
         step("distill")
         student, _ = student_stages(work, teacher)
+        first = None
         for target in work.recipe.export.targets:
             with suppress(NotThere):
                 step("quantize")
-                quantized = quantize_stages(work, target, teacher, student)
+                quantized = quantize_stages(work, target, teacher, student, first)
+                first = first or quantized
                 step("export")
                 exported = export_stage(work, target, student, quantized)
                 step("bench")

@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from edgekd import quantize
 from edgekd.errors import BackendMissing
-from edgekd.pipeline._quantizing import qat_settings, reduced_range
+from edgekd.pipeline._qat import qat_settings
+from edgekd.pipeline._quantize_plan import reduced_range
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import check_neighbour, example_inputs, run_method
 from edgekd.recipe import ModelSettings
+from edgekd.targets._groups import chosen, groups
 from edgekd.weights import load_weights
 
 __all__ = ["plan", "ready"]
@@ -35,6 +38,9 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
         for losses in filter(None, (recipe.distill.losses, recipe.quantize.losses)):
             method = run_method(run, recipe.distill.method, built["student"], [built["teacher"]], losses)
             method.prepare(example_inputs(run, 2))
+        if recipe.quantize.float_layers:
+            folded = quantize.folded(built["student"].cpu().eval(), example_inputs(run, 2))
+            chosen(groups(folded), recipe.quantize.float_layers)
     if exports and recipe.export.tensorrt.engine == "required" and "tensorrt" in recipe.export.targets:
         missing = run.target("tensorrt").missing()
         if missing is not None:

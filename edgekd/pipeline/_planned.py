@@ -29,6 +29,7 @@ class PlannedStage:
 # beside an epoch of the student alone; seen on the examples, good enough to say how long a run will take
 _TEACHER, _DISTILL, _QUANTIZATION_AWARE = 2.0, 1.7, 4.0
 _LOAD, _CALIBRATE, _EXPORT, _BENCH = (PlannedStage(seconds=seconds) for seconds in (1.0, 5.0, 8.0, 15.0))
+_PLACE, _MIX = PlannedStage(seconds=60.0), PlannedStage(seconds=60.0)
 
 
 def planned(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
@@ -54,10 +55,14 @@ def planned(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
 
 
 def _of_target(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
-    stages = {"int8_ptq": _CALIBRATE}
+    chosen = recipe.quantize
+    stages = {"placement": _PLACE} if chosen.placement_search else {}
+    stages["int8_ptq"] = _CALIBRATE
     if recipe.quantize.mode == "qat":
         epochs = recipe.quantize.epochs or math.ceil(recipe.distill.train.epochs / 10)
         stages["int8"] = PlannedStage(epochs=_QUANTIZATION_AWARE * epochs, seconds=_CALIBRATE.seconds)
+    if chosen.max_drop is not None:
+        stages["mixed"] = _MIX
     if until != "quantize":
         stages["export"] = _EXPORT
         if until != "export":

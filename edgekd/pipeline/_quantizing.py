@@ -1,180 +1,167 @@
-"""The int8 stages: post-training quantization, then quantization-aware distillation from the float teacher."""
+"""The int8 stages of a target: placement, calibration, quantization-aware distillation, layers back to float."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import GraphModule
 
 from edgekd import quantize
+from edgekd._transfer import transfer, transfer_weights
 from edgekd.artifact import Artifact, Draft
-from edgekd.batches import calibration_ids, evaluation_batches
-from edgekd.catalog import CATALOGS
-from edgekd.engine import FitResult, Hooks
+from edgekd.batches import evaluation_batches
+from edgekd.engine import FitResult
 from edgekd.evaluate import accuracy, predict
+from edgekd.pipeline._calibration_samples import chosen_ids
+from edgekd.pipeline._mixing import mixed_stage
+from edgekd.pipeline._placing import placement_stage
+from edgekd.pipeline._qat import augment_of, qat_settings, train
+from edgekd.pipeline._quantize_plan import Plan, losses_of, nests, plan_of, planned, prepared, restored, taps_of
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import (
     WEIGHTS,
     example_inputs,
     network_of,
-    run_method,
-    training,
-    weighted_losses,
     write_history,
     write_predictions,
 )
-from edgekd.recipe import AugmentSettings, LossSettings, TrainSettings
-from edgekd.taps import TupleOutputs
-from edgekd.weights import read_weights, save_weights
+from edgekd.weights import save_weights
 
-__all__ = ["program_of", "quantize_stages", "reduced_range"]
+__all__ = ["quantize_stages"]
 
 
-def quantize_stages(run: Run, target: str, teacher: Artifact, student: Artifact) -> Artifact:
-    """Both int8 rungs of one target; the last one that the recipe's mode wants goes on."""
-    ptq = _ptq(run, target, student)
-    return ptq if run.recipe.quantize.mode == "ptq" else _qat(run, target, teacher, student, ptq)
+def quantize_stages(run: Run, target: str, teacher: Artifact, student: Artifact, first: Artifact | None) -> Artifact:
+    """The int8 rungs of one target; the last one that the recipe's mode wants goes on.
+
+    Args:
+        run: the run.
+        target: whose.
+        teacher: float.
+        student: float.
+        first: the quantized artifact of the recipe's first target, None for that target itself.
+    """
+    chosen = run.recipe.quantize
+    plan = planned(run, target)
+    again = None if first is None or chosen.mode == "ptq" else _again(run, plan, plan_of(first))
+    if again is not None and first is not None:
+        ptq = _ptq(run, plan, teacher, student)
+        # what was put back to float for the first target stays so: its codes are what is shipped
+        return _second(run, again, student, ptq, first)
+    if chosen.placement_search:
+        plan = placement_stage(run, plan, student)
+    last = _ptq(run, plan, teacher, student)
+    if chosen.mode == "qat":
+        last = _qat(run, plan, teacher, student, last)
+    if chosen.max_drop is not None:
+        last = mixed_stage(run, student, last, write=_write)
+    return last
 
 
-def reduced_range(run: Run, target: str) -> bool:
-    """Whether this target's weights give up a bit, by the recipe or by what this processor does."""
-    asked = run.recipe.quantize.reduce_range
-    if target != "onnxruntime_x86":
-        return False
-    if asked != "auto":
-        return asked
-    device = CATALOGS["devices"].load("cpu").member
-    return device(device.Options()).fingerprint().get("has_vnni") is False
-
-
-def program_of(run: Run, target: str, artifact: Artifact, student: Artifact) -> GraphModule:
-    """The int8 program of a quantized artifact, giving logits only."""
-    graph = _restored(run, target, artifact, student)
-    return quantize.convert(graph, example_inputs(run, 2), numerics=run.target(target).numerics)
-
-
-def _ptq(run: Run, target: str, student: Artifact) -> Artifact:
+def _ptq(run: Run, plan: Plan, teacher: Artifact, student: Artifact) -> Artifact:
     chosen = run.recipe.quantize
     settings = {
-        "target": target,
+        "plan": plan.model_dump(mode="json"),
         "calibrator": chosen.calibrator,
         "calibrator_options": chosen.calibrator_options,
         "calibration_samples": chosen.calibration_samples,
-        "reduce_range": reduced_range(run, target),
-        "taps": list(_taps(run)),
+        "selection": chosen.selection,
+        "corrections": [one.model_dump(mode="json") for one in chosen.corrections],
+        "taps": list(taps_of(run)),
         "seed": run.recipe.seed,
     }
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        graph = _prepared(run, target, network_of(run, run.recipe.student, student))
-        _calibrate(run, graph)
-        _write(run, draft, graph, None, settings)
+        done = quantize.post_training(
+            network_of(run, run.recipe.student, student).cpu(),
+            example_inputs(run, 8),
+            _calibration(run, teacher),
+            numerics=plan.numerics(run),
+            calibrator=run.member("calibration", chosen.calibrator, chosen.calibrator_options),
+            reduce_range=plan.reduce_range,
+            taps=taps_of(run),
+            float_layers=plan.float_layers,
+            corrections=[run.member("corrections", one.name, one.options) for one in chosen.corrections],
+            seed=run.recipe.seed,
+        )
+        draft.metrics |= {"corrections": [dataclasses.asdict(one) for one in done.corrections]}
+        _write(run, draft, done.graph, None, plan)
 
-    return run.stage(f"int8_ptq-{target}", kind="quantized", settings=settings, parents={"student": student}, make=make)
+    parents = {"student": student}
+    if chosen.selection == "k_center":
+        parents["teacher"] = teacher
+    return run.stage(f"int8_ptq-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
 
 
-def _qat(run: Run, target: str, teacher: Artifact, student: Artifact, ptq: Artifact) -> Artifact:
-    train = qat_settings(run)
+def _qat(run: Run, plan: Plan, teacher: Artifact, student: Artifact, ptq: Artifact) -> Artifact:
+    settings_of_training = qat_settings(run)
     chosen = run.recipe.quantize
     settings = {
-        "target": target,
-        "train": train.model_dump(mode="json"),
-        "losses": [loss.model_dump(mode="json") for loss in _losses(run)],
+        "plan": plan.model_dump(mode="json"),
+        "train": settings_of_training.model_dump(mode="json"),
+        "losses": [loss.model_dump(mode="json") for loss in losses_of(run)],
         "method": run.recipe.distill.method,
+        "ranges": chosen.ranges,
+        "scale_rate": chosen.scale_rate,
+        "dampening": chosen.dampening,
+        "freeze_above": chosen.freeze_above,
         "freeze_observers_at": chosen.freeze_observers_at,
-        "augment": _augment(run).model_dump(mode="json"),
+        "augment": augment_of(run).model_dump(mode="json"),
         "seed": run.recipe.seed,
     }
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        start = _restored(run, target, ptq, student)
+        start = restored(run, ptq, student)
         graph = copy.deepcopy(start)
-        history = _train(run, graph, teacher, train, checkpoint)
-        scores = {"int8_ptq": _validate(run, start), "int8": _validate(run, graph)}
+        history = train(run, graph, teacher, settings_of_training, checkpoint)
+        scores = {"int8_ptq": validate(run, start), "int8": validate(run, graph)}
         # validation picks, never test: training that did harm is undone, and the report says so
         kept = "int8" if scores["int8"] >= scores["int8_ptq"] else "int8_ptq"
         draft.metrics |= {"val_accuracy": scores, "kept": kept}
-        _write(run, draft, graph if kept == "int8" else start, history, settings)
+        trained = plan.model_copy(update={"made_by": "trained"})
+        _write(run, draft, graph if kept == "int8" else start, history, trained)
 
     parents = {"teacher": teacher, "student": student, "int8_ptq": ptq}
-    return run.stage(f"int8-{target}", kind="quantized", settings=settings, parents=parents, make=make)
+    return run.stage(f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
 
 
-def qat_settings(run: Run) -> TrainSettings:
-    """The training run of quantization-aware distillation, derived from the student's unless the recipe says."""
-    chosen, student = run.recipe.quantize, run.recipe.distill.train
-    return student.model_copy(
-        update={
-            "epochs": chosen.epochs or math.ceil(student.epochs / 10),
-            "optimizer": chosen.optimizer,
-            "lr": chosen.lr,
-            "clip_grad_norm": chosen.clip_grad_norm,
-            "batch_size": chosen.batch_size or student.batch_size,
-            "schedule": "cosine",
-            "warmup_epochs": 0.0,
-            # folded weights carry the scale of batch normalisation: shrinking them is no regularisation any more
-            "weight_decay": 0.0,
-            "label_smoothing": 0.0,
-            "ema_decay": None,
-        }
-    )
+def _again(run: Run, plan: Plan, source: Plan) -> Plan | None:
+    """The plan by which another target's training is used again: its codes, or its weights; None to train."""
+    if nests(source.numerics(run), plan.numerics(run)):
+        # the same codes need the same bits in the same places
+        kept = {"reduce_range": source.reduce_range, "float_layers": source.float_layers, "operators": source.operators}
+        return plan.model_copy(update={"made_by": "re-emitted", "made_for": source.made_for, **kept})
+    if run.recipe.quantize.other_grids == "retrain":
+        return None
+    return plan.model_copy(update={"made_by": "re-calibrated", "made_for": source.made_for})
 
 
-def _train(run: Run, graph: GraphModule, teacher: Artifact, settings: TrainSettings, checkpoint: Path) -> FitResult:
-    freeze_at = run.recipe.quantize.freeze_observers_at
-    student = TupleOutputs(graph, _taps(run))
-    method = run_method(
-        run, run.recipe.distill.method, student, [network_of(run, run.recipe.teacher, teacher)], _losses(run)
-    )
-
-    def on_step(progress: float) -> None:
-        quantize.set_phase(graph, "track" if progress < freeze_at else "frozen")
-
-    def no_modes(module: nn.Module, training: bool) -> None:
-        """A prepared graph has none; between epochs its ranges stand still, so that validation moves nothing."""
+def _second(run: Run, plan: Plan, student: Artifact, ptq: Artifact, first: Artifact) -> Artifact:
+    def make(draft: Draft, checkpoint: Path) -> None:
+        origin = restored(run, first, student)
+        graph = prepared(run, plan, network_of(run, run.recipe.student, student))
+        transfer_weights(origin, graph)
+        quantize.calibrate(graph, _calibration(run, None)())
+        if plan.made_by == "re-emitted":
+            # all that the first target knows; what only this one quantizes keeps the range just calibrated
+            draft.metrics |= {"calibrated_here": transfer(origin, graph)}
         quantize.set_phase(graph, "frozen")
+        _write(run, draft, graph, None, plan)
 
-    quantize.set_phase(graph, "frozen")
-    result = training(
-        run,
-        method,
-        settings,
-        seed=run.recipe.seed,
-        checkpoint=checkpoint,
-        augment=_augment(run),
-        hooks=Hooks(on_step=on_step, set_training=no_modes),
-    )
-    quantize.set_phase(graph, "frozen")
-    return result
+    settings = {"plan": plan.model_dump(mode="json"), "seed": run.recipe.seed}
+    parents = {"student": student, "int8_ptq": ptq, "trained": first}
+    return run.stage(f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
 
 
-def _prepared(run: Run, target: str, network: nn.Module) -> GraphModule:
-    return quantize.prepare(
-        network.cpu(),
-        example_inputs(run, 8),
-        numerics=run.target(target).numerics,
-        calibrator=run.member("calibration", run.recipe.quantize.calibrator, run.recipe.quantize.calibrator_options),
-        reduce_range=reduced_range(run, target),
-        taps=_taps(run),
-    )
-
-
-def _restored(run: Run, target: str, artifact: Artifact, student: Artifact) -> GraphModule:
-    graph = _prepared(run, target, network_of(run, run.recipe.student, student))
-    quantize.restore(graph, read_weights(artifact.file(WEIGHTS)))
-    return graph
-
-
-def _calibrate(run: Run, graph: GraphModule) -> None:
-    data, wanted = run.data, run.recipe.quantize.calibration_samples
-    ids = calibration_ids(data.train, wanted, seed=run.recipe.seed)
+def _calibration(run: Run, teacher: Artifact | None) -> Callable[[], Iterator[torch.Tensor]]:
+    """Gives the calibration batches anew at every call."""
+    data = run.data
+    ids = chosen_ids(run, teacher)
 
     def batches() -> Iterator[torch.Tensor]:
         done = 0
@@ -183,38 +170,26 @@ def _calibrate(run: Run, graph: GraphModule) -> None:
             done += len(batch.inputs)
             run.watcher.progress(done, len(ids), "calibration")
 
-    quantize.calibrate(graph, batches())
+    return batches
 
 
-def _write(run: Run, draft: Draft, graph: GraphModule, history: FitResult | None, settings: dict[str, Any]) -> None:
-    numerics = run.target(settings["target"]).numerics
-    program = quantize.convert(graph, example_inputs(run, 2), numerics=numerics)
+def _write(run: Run, draft: Draft, graph: GraphModule, history: FitResult | None, plan: Plan) -> None:
+    program = quantize.convert(graph, example_inputs(run, 2), numerics=plan.numerics(run))
     save_weights(draft.folder / WEIGHTS, graph, metadata={"edgekd.spec": run.spec.model_dump_json()})
     (draft.folder / "ranges.json").write_text(json.dumps(quantize.ranges(graph), indent=1), encoding="utf-8")
     batches = evaluation_batches(run.data.test, run.data.preprocessing)
     write_predictions(draft, predict(program, batches))
     write_history(draft, history)
     draft.spec = run.spec
-    draft.metrics |= {
-        "reduce_range": bool(settings.get("reduce_range", reduced_range(run, settings["target"]))),
+    metrics: dict[str, Any] = {
+        "plan": plan.model_dump(mode="json"),
+        "reduce_range": plan.reduce_range,
         "parameters": sum(parameter.numel() for parameter in graph.parameters()),
     }
+    draft.metrics |= metrics
 
 
-def _validate(run: Run, graph: GraphModule) -> float:
+def validate(run: Run, graph: GraphModule) -> float:
+    """Accuracy of a prepared graph on the validation split, in [0, 1]."""
     batches = evaluation_batches(run.data.val, run.data.preprocessing, device=run.device)
     return accuracy(predict(lambda inputs: graph(inputs)[0], batches)).value
-
-
-def _losses(run: Run) -> list[LossSettings]:
-    return run.recipe.quantize.losses or run.recipe.distill.losses
-
-
-def _taps(run: Run) -> tuple[str, ...]:
-    names = [tap for term in weighted_losses(run, _losses(run)) for tap in term.loss.student_taps()]
-    return tuple(dict.fromkeys(names))
-
-
-def _augment(run: Run) -> AugmentSettings:
-    """Geometry stays; erasing and mixing would move the ranges away from what the device will see."""
-    return run.recipe.data.augment.model_copy(update={"cutout": 0, "mixup": 0.0})

@@ -8,9 +8,13 @@ from typing import Any
 
 import edgekd
 from edgekd._report_model import Outcome
+from edgekd._report_sensitivity import mixed_sentences
+from edgekd._sensitivity_model import MixedPrecision, Sensitivity
 from edgekd.artifact import Artifact
 from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
 from edgekd.measure import Latency as Measured
+from edgekd.pipeline._mixing import MIXED, SENSITIVITY
+from edgekd.pipeline._quantize_plan import plan_of
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._shipping import FLOAT_FILE, INT8_FILE, pieces, predictions_name
 from edgekd.pipeline._training import WEIGHTS, history_of, predictions_of
@@ -39,6 +43,7 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
     ladder = _ladder(run, targets)
     benches = {target: pieces(run.made[f"bench-{target}"]) for target in targets if f"bench-{target}" in run.made}
     exports = {target: run.made[f"export-{target}"] for target in targets if f"export-{target}" in run.made}
+    mixtures = {target: run.made[f"mixed-{target}"] for target in targets if f"mixed-{target}" in run.made}
     report = Report(
         name=run.recipe.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,6 +59,14 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
         },
         int8_vs_float=[row for target, bench in benches.items() for row in _int8_vs_float(target, bench)],
         fusion=[Fusion(**export.manifest.metrics["audit"]) for export in exports.values() if _audited(export)],
+        sensitivity={
+            target: Sensitivity.model_validate_json(made.file(SENSITIVITY).read_bytes())
+            for target, made in mixtures.items()
+        },
+        mixed={
+            target: MixedPrecision.model_validate_json(made.file(MIXED).read_bytes())
+            for target, made in mixtures.items()
+        },
         parity=[
             ParityRow(**row, min_agreement=run.recipe.export.min_agreement if row["file"] == INT8_FILE else None)
             for export in exports.values()
@@ -81,7 +94,7 @@ def _ladder(run: Run, targets: Sequence[str]) -> _Ladder:
         if name in run.made:
             rows.append(_float_rung(run, name, teacher))
     for target in targets:
-        for name in ("int8_ptq", "int8"):
+        for name in ("int8_ptq", "int8", "mixed"):
             if (artifact := run.made.get(f"{name}-{target}")) is not None:
                 rows.append(_row(name, predictions_of(artifact), teacher, artifact, target=target))
         if (export := run.made.get(f"export-{target}")) is not None:
@@ -133,7 +146,13 @@ def _paired(ladder: _Ladder) -> list[Paired]:
         own = {entry.rung: found for entry, found in ladder if entry.target == target} | {
             name: found for name, found in floats.items() if name == "student"
         }
-        for a, b in (("student", "int8_ptq"), ("student", "int8"), ("int8_ptq", "int8"), ("student", "onnx_int8")):
+        for a, b in (
+            ("student", "int8_ptq"),
+            ("student", "int8"),
+            ("int8_ptq", "int8"),
+            ("student", "mixed"),
+            ("student", "onnx_int8"),
+        ):
             if a in own and b in own:
                 names = [name if name in floats else f"{name} {target}" for name in (a, b)]
                 rows.append(paired((names[0], own[a]), (names[1], own[b])))
@@ -248,6 +267,7 @@ def _notes(run: Run, targets: Sequence[str]) -> list[str]:
                 f"{target}: quantization-aware training scored below post-training quantization on validation, so"
                 " int8 is the post-training model."
             )
+        notes += [f"{target}: {line}" for line in _origin(run, target)]
         any_int8 = run.made.get(f"int8_ptq-{target}")
         if any_int8 is not None and any_int8.manifest.metrics.get("reduce_range"):
             notes.append(f"{target}: weights use 7 bits (reduce_range), so that x86 without VNNI does not saturate.")
@@ -256,6 +276,26 @@ def _notes(run: Run, targets: Sequence[str]) -> list[str]:
             if reason:
                 notes.append(f"{target}: latency was not measured; it {reason}.")
     return notes
+
+
+def _origin(run: Run, target: str) -> list[str]:
+    """Where weights and ranges of a target's int8 model come from, if not from a training of its own."""
+    lines = []
+    if (quantized := run.made.get(f"int8-{target}")) is not None:
+        plan = plan_of(quantized)
+        if plan.made_by == "re-emitted":
+            here = quantized.manifest.metrics.get("calibrated_here", [])
+            more = f", {len(here)} ranges that only this target has calibrated here" if here else ""
+            lines.append(f"re-emitted from the codes that were trained for {plan.made_for}{more}.")
+        if plan.made_by == "re-calibrated":
+            lines.append(f"the weights were trained for {plan.made_for}, the ranges calibrated here.")
+    if (placement := run.made.get(f"placement-{target}")) is not None:
+        metrics = placement.manifest.metrics
+        lines.append(f"placement search chose '{metrics['chosen']}'. {' '.join(metrics['notes'])}".rstrip())
+    if (mixed := run.made.get(f"mixed-{target}")) is not None:
+        found = MixedPrecision.model_validate_json(mixed.file(MIXED).read_bytes())
+        lines += [line.removeprefix(f"{target}: ") for line in mixed_sentences({target: found})]
+    return lines
 
 
 def verdict_of(

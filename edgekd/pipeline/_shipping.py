@@ -20,11 +20,12 @@ from edgekd.errors import BackendMissing
 from edgekd.evaluate import parity, predict_runner
 from edgekd.export import INPUT, golden_vectors, metadata, onnx_from_torch, save_onnx
 from edgekd.measure import Measurement, Protocol, cold_start, measure
-from edgekd.pipeline._quantizing import program_of
+from edgekd.pipeline._by_choice import chosen_groups, without_chosen
+from edgekd.pipeline._quantize_plan import plan_of, program_of
 from edgekd.pipeline._run import Run, Watcher
 from edgekd.pipeline._training import as_json, example_inputs, network_of, predictions_of
 from edgekd.recipe import BenchSettings
-from edgekd.report import fusion_of
+from edgekd.report import Fusion, fusion_of
 from edgekd.targets._base import Target
 from edgekd.targets._profile import profile_operators, slow_operators
 
@@ -53,7 +54,7 @@ def export_stage(run: Run, target_name: str, student: Artifact, quantized: Artif
             raise BackendMissing(missing)
         _write_models(run, target, draft, student, quantized)
         _check_models(run, target, draft, student, quantized)
-        audited = None if target.missing() else fusion_of(target.audit(draft.folder / INT8_FILE))
+        audited = None if target.missing() else _audited(run, target, draft.folder / INT8_FILE, student, quantized)
         draft.metrics["audit"] = None if audited is None else audited.model_dump(mode="json")
         draft.metrics["engines"] = _engines(run, target, draft.folder, missing) if engine != "off" else []
 
@@ -144,7 +145,7 @@ def _write_models(run: Run, target: Target, draft: Draft, student: Artifact, qua
     example = example_inputs(run, 2)
     programs: dict[str, tuple[nn.Module, bool]] = {
         FLOAT_FILE: (network_of(run, run.recipe.student, student), False),
-        INT8_FILE: (program_of(run, target.name, quantized, student), True),
+        INT8_FILE: (program_of(run, quantized, student), True),
     }
     for name, (program, int8) in programs.items():
         notes = metadata(run.spec, {**ids, "precision": "int8" if int8 else "float32"})
@@ -169,6 +170,13 @@ def _check_models(run: Run, target: Target, draft: Draft, student: Artifact, qua
         expected = predictions_of(parent)
         rows.append({"target": target.name, "file": name, **parity(expected.logits, found.logits).model_dump()})
     draft.metrics["parity"] = rows
+
+
+def _audited(run: Run, target: Target, path: Path, student: Artifact, quantized: Artifact) -> Fusion:
+    """The int8 file's audit, without the layers that were left in float on purpose."""
+    fusion = fusion_of(target.audit(path))
+    chosen = chosen_groups(run, plan_of(quantized), student)
+    return without_chosen(fusion, chosen, program_of(run, quantized, student), path) if chosen else fusion
 
 
 def _predictions_file(folder: Path, model: str) -> Path:

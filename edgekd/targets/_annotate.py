@@ -1,14 +1,18 @@
 """The PT2E quantizer of every target: which tensors of an exported graph get a Q/DQ pair, and on which grid.
 
-The graph is in the normal form of `edgekd._normal_form` and read as fusion groups. A group is a weighted operator
-or an add with the ReLU or ReLU6 behind it, or a pool. Where the target wants Q/DQ on outputs (ONNX Runtime), a
-group's inputs and its last node's output are quantized, nothing inside it. Where it does not (TensorRT), only the
-inputs of weighted operators are, and the skip input of an add, so that convolution, add and ReLU stay one fused kernel.
+The graph is in the normal form of `edgekd._normal_form` and read as the fusion groups of `_groups`. Where the target
+wants Q/DQ on outputs (ONNX Runtime), a group's inputs and its last node's output are quantized, nothing inside it.
+Where it does not (TensorRT), only the inputs of weighted operators are, and the skip input of an add, so that
+convolution, add and ReLU stay one fused kernel. Which operators there are stands in `_rules`, which of them a target
+takes in its `Numerics`.
+
+Int8 pays only where somebody takes the codes: an addition, a product or a concatenation between float operators (the
+residual stream of a transformer) stays float, and so does the result of a linear layer in front of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -24,60 +28,20 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from edgekd.calibration._base import Calibrator, Grid
 from edgekd.calibration._fake_quantize import ActivationQuantizer, PerChannelWeightQuantizer
 from edgekd.targets._base import Numerics
+from edgekd.targets._groups import (
+    Group,
+    chosen,
+    fused_end,
+    groups,
+    is_float_tensor,
+    is_weighted,
+    live_nodes,
+    operator_of,
+)
 
 __all__ = ["TargetQuantizer", "fused_end", "is_weighted", "live_nodes"]
 
 _aten = torch.ops.aten
-
-_WEIGHTED = {_aten.conv1d.default, _aten.conv2d.default, _aten.linear.default}
-_BINARY = {_aten.add.Tensor, _aten.mul.Tensor}
-_POOLS = {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default}
-_PASS_THROUGH = {
-    _aten.max_pool2d.default,
-    _aten.flatten.using_ints,
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.permute.default,
-    _aten.transpose.int,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.unsqueeze.default,
-}
-_CONCAT = {_aten.cat.default}
-
-
-def is_weighted(node: Node) -> bool:
-    """Whether a node is a convolution or a fully connected layer."""
-    return node.op == "call_function" and node.target in _WEIGHTED
-
-
-def _starts_at_zero(node: Node) -> bool:
-    """Whether a node is a ReLU, or a clamp to [0, something]: what a zero-point at the lowest code absorbs."""
-    if node.target is _aten.hardtanh.default:
-        return len(node.args) > 1 and node.args[1] in (0, 0.0)
-    return node.target is _aten.relu.default
-
-
-def live_nodes(model: GraphModule) -> set[Node]:
-    """The nodes that the logits depend on; the others serve taps only, and are dropped with them."""
-    output = next(node for node in model.graph.nodes if node.op == "output")
-    found: set[Node] = set()
-    waiting = [output.args[0][0]]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
-
-
-def fused_end(node: Node, live: set[Node]) -> Node:
-    """The last node of the group that starts at `node`: the ReLU behind it, or itself.
-
-    Taps do not count as readers: what is shipped must not depend on them.
-    """
-    readers = [user for user in node.users if user in live]
-    return readers[0] if len(readers) == 1 and _starts_at_zero(readers[0]) else node
 
 
 class TargetQuantizer(Quantizer):  # type: ignore[misc]
@@ -88,14 +52,20 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         calibrator: chooses every activation's range.
         reduce_range: weights use 7 of their 8 bits, so that sums of u8 * s8 pairs fit int16 on x86
             processors without VNNI.
+        float_layers: names or patterns of groups that stay float; see `_groups.chosen`.
 
     Logits that come straight from a fully connected layer keep their float values: every runtime fuses that.
     """
 
-    def __init__(self, numerics: Numerics, *, calibrator: Calibrator, reduce_range: bool) -> None:
+    def __init__(
+        self, numerics: Numerics, *, calibrator: Calibrator, reduce_range: bool, float_layers: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.numerics = numerics
+        self.float_layers = tuple(float_layers)
         self._live: set[Node] = set()
+        self._quantized: set[Node] = set()
+        self._joined: dict[Node, Node] = {}
         low, high = (0, 255) if numerics.activation == "uint8" else (-128, 127)
         grid = Grid(low, high, numerics.symmetric_activations, numerics.half_scales)
         self._activation = QuantizationSpec(
@@ -118,63 +88,130 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         )
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Write an annotation on every node that the target runs as int8."""
+        """Write an annotation on every node that the target runs as int8.
+
+        Raises:
+            UsageError: a name in `float_layers` that no layer has.
+        """
         self._live = live_nodes(model)
+        found = groups(model)
+        floats = chosen(found, self.float_layers)
+        self._choose([group for group in found if group.name not in floats])
+        annotate = {"weighted": self._weighted, "product": self._product, "binary": self._binary}
+        annotate |= {"pool": self._single, "function": self._single, "concat": self._concat}
+        by_node = {group.node: group for group in found if group.node in self._quantized}
         for node in list(model.graph.nodes):
-            if node.op != "call_function" or node not in self._live:
-                continue
-            if is_weighted(node):
-                self._weighted(node)
-            elif node.target in _BINARY:
-                self._binary(node)
-            elif self.numerics.quantize_outputs and node.target in _POOLS:
-                self._pool(node)
-            elif self.numerics.quantize_outputs and node.target in _PASS_THROUGH:
-                self._pass_through(node)
-            elif self.numerics.quantize_outputs and node.target in _CONCAT:
-                self._concat(node)
+            if node in by_node:
+                annotate[by_node[node].operator.role](by_node[node])
+            elif self.numerics.quantize_outputs and node in self._live and self._moves(node):
+                self._move(node)
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to refuse: an operator without a rule stays float and the audit names it."""
 
-    def _weighted(self, node: Node) -> None:
-        data, weight = cast(Node, node.args[0]), cast(Node, node.args[1])
-        self._mark(node, {data: self._activation, weight: self._weight})
-        end = fused_end(node, self._live)
-        if self.numerics.quantize_outputs and not self._gives_logits(node, end):
-            self._mark_output(end)
+    def _choose(self, candidates: list[Group]) -> None:
+        """Find the groups that run as int8; from the end, since what is read in float is not worth its conversions."""
+        self._quantized = set()
+        for group in reversed(candidates):
+            operator = group.operator
+            if operator.name not in self.numerics.operators or not self._fits(group):
+                continue
+            if operator.role in ("binary", "concat", "function") and not self._codes_taken(group.end):
+                continue
+            self._quantized.add(group.node)
+        self._joined = self._fused_adds() if self.numerics.fused_adds else {}
 
-    @staticmethod
-    def _gives_logits(node: Node, end: Node) -> bool:
-        return end is node and node.target is _aten.linear.default and all(u.op == "output" for u in node.users)
+    def _fused_adds(self) -> dict[Node, Node]:
+        """Of each quantized addition the convolution whose kernel adds: one whose result nobody else reads."""
+        found = {}
+        for node in self._quantized:
+            operator = operator_of(node)
+            for source in node.all_input_nodes if operator is not None and operator.name == "add" else ():
+                readers = [user for user in source.users if user in self._live]
+                made_by = operator_of(source)
+                is_convolution = made_by is not None and made_by.name == "convolution"
+                if is_convolution and source in self._quantized and len(readers) == 1:
+                    found[node] = source
+                    break
+        return found
 
-    def _binary(self, node: Node) -> None:
-        inputs = [arg for arg in node.args if isinstance(arg, Node)]
-        if len(inputs) != 2 or not all(_is_float_tensor(arg) for arg in inputs):
-            return
+    def quantized_groups(self, model: GraphModule) -> list[str]:
+        """Names of the groups that `annotate` makes int8, in the order of execution; the model is not changed."""
+        self._live = live_nodes(model)
+        found = groups(model)
+        floats = chosen(found, self.float_layers)
+        self._choose([group for group in found if group.name not in floats])
+        return [group.name for group in found if group.node in self._quantized]
+
+    def _fits(self, group: Group) -> bool:
+        role, inputs = group.operator.role, group.node.all_input_nodes
+        if not self.numerics.quantize_outputs:
+            # a skip input is fused with the convolution whose result it is added to
+            wanted = [group.node.args[0]] if role == "weighted" else inputs
+            return role in ("weighted", "product", "binary") and all(is_float_tensor(one) for one in wanted)
+        if role in ("product", "binary"):
+            return len(inputs) == 2 and all(is_float_tensor(one) for one in inputs)
+        return is_float_tensor(inputs[0])
+
+    def _codes_taken(self, node: Node) -> bool:
+        """Whether anybody reads a node's result as codes, straight or through operators that only move them."""
+        if not self.numerics.quantize_outputs:
+            return True
+        readers = [user for user in node.users if user in self._live]
+        return any(user in self._quantized or (self._moves(user) and self._codes_taken(user)) for user in readers)
+
+    def _moves(self, node: Node) -> bool:
+        operator = operator_of(node)
+        if operator is None or operator.role != "move" or operator.name not in self.numerics.operators:
+            return False
+        # any other padding would need a code of its own on the input's grid
+        return operator.name != "pad" or len(node.args) < 3 or node.args[2] in (0, 0.0)
+
+    def _weighted(self, group: Group) -> None:
+        data, weight = cast(Node, group.node.args[0]), cast(Node, group.node.args[1])
+        self._mark(group.node, {data: self._activation, weight: self._weight})
+        self._mark_result(group)
+
+    def _product(self, group: Group) -> None:
+        self._mark(group.node, dict.fromkeys(group.node.all_input_nodes, self._activation))
+        self._mark_result(group)
+
+    def _mark_result(self, group: Group) -> None:
+        """A Q behind a group, unless its kernel gives floats and floats are what is read."""
+        gives_floats = group.operator.float_result and self.numerics.float_results
+        float_result = gives_floats and group.end is group.node and not self._codes_taken(group.end)
+        if self.numerics.quantize_outputs and not float_result and group.node not in self._joined.values():
+            self._mark_output(group.end)
+
+    def _binary(self, group: Group) -> None:
+        inputs = group.node.all_input_nodes
         if self.numerics.quantize_outputs:
-            self._mark(node, dict.fromkeys(inputs, self._activation))
-            self._mark_output(fused_end(node, self._live))
-        elif node.target is _aten.add.Tensor:
-            self._mark(node, {_skip_input(inputs): self._activation})
+            joined = self._joined.get(group.node)
+            self._mark(group.node, dict.fromkeys((one for one in inputs if one is not joined), self._activation))
+            self._mark_output(group.end)
+        else:
+            self._mark(group.node, {_skip_input(inputs): self._activation})
 
-    def _pool(self, node: Node) -> None:
-        self._mark(node, {cast(Node, node.args[0]): self._activation})
-        self._mark_output(fused_end(node, self._live))
+    def _single(self, group: Group) -> None:
+        self._mark(group.node, {cast(Node, group.node.args[0]): self._activation})
+        self._mark_output(group.end)
 
-    def _pass_through(self, node: Node) -> None:
+    def _concat(self, group: Group) -> None:
+        parts = cast(Iterable[object], group.node.args[0])
+        self._mark(group.node, {part: self._activation for part in parts if isinstance(part, Node)})
+        self._mark_output(group.end)
+
+    def _move(self, node: Node) -> None:
         source = node.args[0]
-        if not isinstance(source, Node) or not _is_float_tensor(source):
+        if not isinstance(source, Node) or not is_float_tensor(source):
+            return
+        annotation = source.meta.get(Q_ANNOTATION_KEY)
+        comes_as_codes = annotation is not None and annotation.output_qspec is not None
+        if not comes_as_codes and not self._codes_taken(node):
             return
         self._mark(node, {source: self._activation})
         node.meta[Q_ANNOTATION_KEY].output_qspec = SharedQuantizationSpec((source, node))
-
-    def _concat(self, node: Node) -> None:
-        parts = node.args[0]
-        if isinstance(parts, Iterable):
-            self._mark(node, {part: self._activation for part in parts if isinstance(part, Node)})
-            self._mark_output(fused_end(node, self._live))
 
     @staticmethod
     def _mark(node: Node, inputs: dict[Node, QuantizationSpec]) -> None:
@@ -184,11 +221,6 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     def _mark_output(self, node: Node) -> None:
         annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
         annotation.output_qspec = self._activation
-
-
-def _is_float_tensor(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.ndim > 0
 
 
 def _skip_input(inputs: list[Node]) -> Node:

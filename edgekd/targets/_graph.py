@@ -6,7 +6,7 @@ by more than the rounding of a bias to int32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from edgekd.errors import GateFailed
 __all__ = [
     "Graph",
     "absorb_clamps",
+    "fold_pads",
     "quantize_bias",
     "remove_dead",
     "remove_identities",
@@ -32,7 +33,8 @@ class Graph:
         self.graph = model.graph
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self._lift_constant_nodes()
-        self.outputs = {output.name for output in self.graph.output}
+        # what a branch or a loop reads from outside must keep its name, as the model's outputs must
+        self.outputs = {output.name for output in self.graph.output} | set(_captured(self.graph.node))
 
     def producer(self, name: str) -> NodeProto | None:
         """The node that computes `name`."""
@@ -101,6 +103,16 @@ class Graph:
             self.graph.node.remove(node)
 
 
+def _captured(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """Names that subgraphs of these nodes read; some of them are made inside, which does no harm."""
+    for node in nodes:
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from (name for inner in graph.node for name in inner.input)
+                yield from (value.name for value in graph.output)
+                yield from _captured(graph.node)
+
+
 def _rename(names: object, old: str, new: str) -> None:
     for index, name in enumerate(names):  # type: ignore[arg-type, var-annotated]
         if name == old:
@@ -131,6 +143,82 @@ def restore_global_pool(graph: Graph) -> int:
         graph.graph.node.remove(node)
         changed += 1
     return changed
+
+
+def fold_pads(graph: Graph) -> int:
+    """Let convolutions pad by themselves where zeros were put around their input.
+
+    Between the two there may be a Q/DQ pair on the grid that the zeros were on already: no runtime moves codes through
+    a Pad, so that it would run in float between two conversions.
+    """
+    changed = 0
+    for node in graph.of_type("Pad"):
+        amounts = _zero_pads(graph, node)
+        if amounts is None or node.output[0] in graph.outputs:
+            continue
+        readers = [_behind_pair(graph, node, reader) for reader in graph.readers(node.output[0])]
+        convolutions = [conv for one in readers for conv in one]
+        if not convolutions or any(not one for one in readers):
+            continue
+        if not all(_pads(conv, len(amounts) // 2) is not None for conv in convolutions):
+            continue
+        for conv in convolutions:
+            own = _pads(conv, len(amounts) // 2) or []
+            _set_pads(conv, [mine + added for mine, added in zip(own, amounts, strict=True)])
+            conv.input[0] = node.input[0]
+        changed += 1
+    if changed:
+        remove_dead(graph)
+    return changed
+
+
+def _zero_pads(graph: Graph, node: NodeProto) -> list[int] | None:
+    """Amounts around height and width (all begins, all ends) of a Pad by zeros; None for every other Pad."""
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+    amounts = graph.value(node.input[1]) if len(node.input) > 1 else None
+    value = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    if mode != b"constant" or amounts is None or value is None or value.any() or len(node.input) > 3:
+        return None
+    begins, ends = np.split(amounts, 2)
+    if len(begins) < 3 or begins[:2].any() or ends[:2].any() or (amounts < 0).any():
+        return None
+    return [int(amount) for amount in (*begins[2:], *ends[2:])]
+
+
+def _behind_pair(graph: Graph, pad: NodeProto, reader: NodeProto) -> list[NodeProto]:
+    """The convolutions that read a Pad, straight or through a Q/DQ pair on its input's grid; [] if others do."""
+    if reader.op_type == "Conv":
+        return [reader] if reader.input[0] == pad.output[0] and reader.input[1] != pad.output[0] else []
+    source = graph.producer(pad.input[0])
+    if reader.op_type != "QuantizeLinear" or source is None or source.op_type != "DequantizeLinear":
+        return []
+    pairs = [one for one in graph.readers(reader.output[0]) if one.op_type == "DequantizeLinear"]
+    if len(pairs) != len(graph.readers(reader.output[0])):
+        return []
+    if any(not _same_grid(graph, source, one) for one in (reader, *pairs)):
+        return []
+    users = [user for pair in pairs for user in graph.readers(pair.output[0])]
+    return users if all(user.op_type == "Conv" for user in users) else []
+
+
+def _same_grid(graph: Graph, one: NodeProto, other: NodeProto) -> bool:
+    values = [(graph.value(a), graph.value(b)) for a, b in zip(one.input[1:], other.input[1:], strict=False)]
+    return len(one.input) == len(other.input) and all(
+        a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b) for a, b in values
+    )
+
+
+def _pads(conv: NodeProto, rank: int) -> list[int] | None:
+    """A convolution's own padding; None where it is not given in numbers."""
+    if next((a.s for a in conv.attribute if a.name == "auto_pad"), b"NOTSET") not in (b"NOTSET", b"", b"VALID"):
+        return None
+    return next((list(a.ints) for a in conv.attribute if a.name == "pads"), [0] * 2 * rank)
+
+
+def _set_pads(conv: NodeProto, amounts: list[int]) -> None:
+    for attribute in [a for a in conv.attribute if a.name in ("pads", "auto_pad")]:
+        conv.attribute.remove(attribute)
+    conv.attribute.append(helper.make_attribute("pads", amounts))
 
 
 def absorb_clamps(graph: Graph) -> int:

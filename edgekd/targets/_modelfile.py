@@ -60,19 +60,25 @@ def read_model(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
     return model
 
 
-def model_from_bytes(data: bytes) -> onnx.ModelProto:
+def model_from_bytes(data: bytes, *, checked: bool = True) -> onnx.ModelProto:
     """Parse and check a model held in memory; it must keep its tensors inside.
+
+    Args:
+        data: the serialized model.
+        checked: hold it against the standard, which asks among other things for the shape of every output.
 
     Raises:
         ModelFileError: truncated, not ONNX, invalid, or with external data.
     """
-    model = _parse(data, "model in memory")
+    model = _parse(data, "model in memory", shapes=checked)
     for tensor in stored_tensors(model.graph, model.functions):
         if is_external(tensor):
             raise ModelFileError(
                 f"model in memory: tensor '{tensor.name}' is in an external file, which a model in memory cannot have."
                 " Give the path of the file instead."
             )
+    if not checked:
+        return model
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -138,7 +144,7 @@ def _bytes_of(path: Path) -> bytes:
     return data
 
 
-def _parse(data: bytes, where: str) -> onnx.ModelProto:
+def _parse(data: bytes, where: str, *, shapes: bool = True) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -151,7 +157,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
         raise ModelFileError(f"{where}: not an ONNX file: it has no graph, IR version or operator set.")
     for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:  # the checker would refuse it too, without its name
-            if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            if shapes and value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
                 raise ModelFileError(
                     f"{where}: {kind} '{value.name}' does not tell its number of dimensions. Export it with a shape;"
                     " only sizes may be dynamic."

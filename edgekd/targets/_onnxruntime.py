@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from edgekd.errors import BackendMissing, MismatchError, ModelFileError
 from edgekd.targets._modelfile import model_from_bytes, model_inputs, model_outputs, read_model
 
-__all__ = ["CPU", "OnnxRuntimeRunner", "ort_errors", "session_options"]
+__all__ = ["CPU", "OnnxRuntimeRunner", "ort_errors", "session_options", "simplified"]
 
 CPU = "CPUExecutionProvider"
 
@@ -40,6 +42,7 @@ class OnnxRuntimeRunner:
         int8_activations: keep signed 8-bit activations, as ONNX Runtime does on Arm, instead of its rewrite to
             unsigned on x86; None leaves the platform's own choice.
         without_optimizers: names of graph optimizers to leave out.
+        checked: a model in memory is held against the standard first; without it only the runtime judges.
 
     Raises:
         ModelFileError: the model is damaged, unsafe, or not accepted by the runtime.
@@ -57,9 +60,14 @@ class OnnxRuntimeRunner:
         profile_prefix: Path | None = None,
         int8_activations: bool | None = None,
         without_optimizers: Sequence[str] = (),
+        checked: bool = True,
     ) -> None:
         self.provider_requested = provider
-        model = model_from_bytes(source) if isinstance(source, bytes) else read_model(source, external_data=False)
+        model = (
+            model_from_bytes(source, checked=checked)
+            if isinstance(source, bytes)
+            else read_model(source, external_data=False)
+        )
         self.inputs = model_inputs(model)
         self.outputs = model_outputs(model)
         self._output_names = [spec.name for spec in self.outputs]
@@ -135,6 +143,26 @@ def session_options(*, threads: int, int8_activations: bool | None = None) -> on
     if int8_activations is not None:
         options.add_session_config_entry("session.qdqisint8allowed", "1" if int8_activations else "0")
     return options
+
+
+def simplified(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """A float model after the runtime's basic optimizations: constants folded, normalisations in their convolutions.
+
+    They keep to standard operators and to what the model computes; no layout, precision or fusion of this machine.
+
+    Raises:
+        ModelFileError: the runtime refuses the model; `where` is what it is called.
+    """
+    options = session_options(threads=1)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="edgekd-simplify-") as folder:
+        file = Path(folder) / "simplified.onnx"
+        options.optimized_model_filepath = str(file)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+        except ort_errors() as error:
+            raise ModelFileError(f"{where}: ONNX Runtime refuses the model: {_sentence(error)}.") from error
+        return onnx.load(file)
 
 
 def ort_errors() -> tuple[type[Exception], ...]:

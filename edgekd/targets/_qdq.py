@@ -14,6 +14,7 @@ from edgekd.targets._base import Audit, Target
 from edgekd.targets._graph import (
     Graph,
     absorb_clamps,
+    fold_pads,
     quantize_bias,
     remove_dead,
     remove_identities,
@@ -36,6 +37,7 @@ class OnnxRuntimeTarget(Target):
         graph = Graph(model)
         remove_identities(graph)
         restore_global_pool(graph)
+        fold_pads(graph)
         if int8:
             absorb_clamps(graph)
             quantize_bias(graph)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx
+
+from edgekd.spec import TensorSpec
 from edgekd.targets._base import Audit, Island
+from edgekd.targets._graphview import GraphView
 from edgekd.targets._modelfile import read_model
 from edgekd.targets._trt_network import Layer, ParsedNetwork, parse
 from edgekd.targets._trt_rules import refusals
 
-__all__ = ["audit_network", "trt_audit"]
+__all__ = ["audit_by_rules", "audit_network", "axes_in_the_way", "trt_audit"]
 
 _WEIGHTED = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
 _ONNX_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -20,6 +24,7 @@ _MOVING = frozenset({"IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE"})
 # constants, shape arithmetic and what is fused into its neighbour: none is a float kernel of its own
 _NO_KERNEL = _MOVING | {"ACTIVATION", "CAST", "CONSTANT", "DEQUANTIZE", "QUANTIZE", "SHAPE"}
 _REMEDY = "Quantize for the target tensorrt."
+_ONNX_MOVES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity", "Cast"})
 
 
 def trt_audit(path: Path) -> Audit:
@@ -38,14 +43,52 @@ def trt_audit(path: Path) -> Audit:
         return audit_network(parse(path))
     operators = Counter(node.op_type for node in model.graph.node)
     quantizable = sum(operators[op] for op in _ONNX_WEIGHTED)
+    islands = _merged(refused)
     return Audit(
         target="tensorrt",
-        quantizable=max(quantizable, 1),
+        quantizable=max(quantizable, len(islands)),
         int8=0,
-        islands=tuple(refused),
+        islands=islands,
         legitimate={},
         operators=dict(operators),
     )
+
+
+def audit_by_rules(model: onnx.ModelProto) -> Audit:
+    """What the file itself tells, for one that TensorRT's parser does not read: are products fed by Q/DQ?"""
+    islands = list(_merged(refusals(model)))
+    named = {island.name for island in islands}
+    quantizable = 0
+    for view in GraphView.all_of(model):
+        for node in view.nodes:
+            if node.op_type not in _ONNX_WEIGHTED or view.is_foldable(node):
+                continue
+            quantizable += 1
+            name = node.name or node.output[0]
+            cause = _onnx_cause(view, node)
+            if cause and name not in named:
+                islands.append(Island(name=name, op=node.op_type, cause=cause, remedy=_REMEDY))
+    operators = Counter(node.op_type for node in model.graph.node)
+    quantizable = max(quantizable, len(islands))
+    return Audit("tensorrt", quantizable, quantizable - len(islands), tuple(islands), {}, dict(operators))
+
+
+def axes_in_the_way(inputs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:
+    """Dynamic axes of a model's inputs: why an engine cannot be built, and what a build needs to be told."""
+    refused, notes = [], []
+    for spec in inputs:
+        beyond = [str(size) for size in spec.shape[1:] if isinstance(size, str)]
+        if beyond:
+            refused.append(
+                f"Input '{spec.name}' {spec.shape} is dynamic in {', '.join(beyond)}: engines are built for a range of"
+                " batch sizes only. Export it with fixed sizes behind the batch."
+            )
+        elif spec.shape and isinstance(spec.shape[0], str):
+            notes.append(
+                f"Input '{spec.name}' has a dynamic batch: an engine is built for a range, export.tensorrt.batch, and"
+                " refuses others."
+            )
+    return refused, notes
 
 
 def audit_network(network: ParsedNetwork) -> Audit:
@@ -180,4 +223,35 @@ def _residual_cause(layer: Layer, makers: Mapping[str, Layer]) -> tuple[str, str
     return (
         "neither of its inputs comes from a Q/DQ pair, so the convolution before it must write float",
         "Put a Q/DQ pair on the skip input: quantize for the target tensorrt.",
+    )
+
+
+def _onnx_cause(view: GraphView, node: onnx.NodeProto) -> str | None:
+    """Why a product of the file is float: an input without a pair."""
+    constant = [view.is_constant(name) for name in node.input[:2]]
+    if node.op_type == "MatMul" and not any(constant):
+        return None  # a product of two activations has no weights
+    for name, what in zip(node.input[:2], ("data", "weight"), strict=False):
+        made = view.producer(name)
+        while made is not None and made.op_type in _ONNX_MOVES:
+            made = view.producer(made.input[0])
+        if made is None or made.op_type != "DequantizeLinear":
+            source = f"comes from {made.op_type} '{made.name or made.output[0]}'" if made is not None else "is there"
+            return f"its {what} input '{name}' {source} without a Q/DQ pair"
+    return None
+
+
+def _merged(refused: Sequence[Island]) -> tuple[Island, ...]:
+    """One island an operator, with all that TensorRT refuses about it."""
+    groups: dict[tuple[str, str], list[Island]] = {}
+    for island in refused:
+        groups.setdefault((island.name, island.op), []).append(island)
+    return tuple(
+        Island(
+            name=name,
+            op=op,
+            cause="; ".join(one.cause for one in found),
+            remedy=" ".join(dict.fromkeys(one.remedy for one in found)),
+        )
+        for (name, op), found in groups.items()
     )

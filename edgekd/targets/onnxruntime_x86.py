@@ -12,4 +12,5 @@ class OnnxRuntimeX86(OnnxRuntimeTarget):
     """u8 * s8 kernels (VNNI where there is one); zero-point 0 after a ReLU, so that the kernel absorbs it."""
 
     machines = ("x86_64", "AMD64")
+    sums_in_16_bits = True
     numerics = Numerics(activation="uint8", symmetric_activations=False, bias="int32", quantize_outputs=True)

@@ -165,3 +165,33 @@ def test_records_round_and_leave_the_output_path_out(script: Any) -> None:
     module = script("_record")
     assert module.rounded({"a": [1.23456789, 7], 2: None}) == {"a": [1.2346, 7], "2": None}
     assert module._without_out(["--out", "x.json", "--seed", "1", "--out=y.json"]) == ["--seed", "1"]
+
+
+def test_qat_step_record_has_every_phase_s_ratio_to_a_float_step(script: Any, tmp_path: Path) -> None:
+    module = script("qat_step")
+    sizes = ("--models", "tiny", "--prepare", "tiny", "--batch", "8", "--rounds", "12", "--warmup", "1")
+    record = record_of(module, tmp_path / "out.json", *sizes)
+    row = record["rows"]["tiny"]
+    assert set(row["median_ms"]) == {"float", "folded", "track", "learn", "frozen", "guard"}
+    assert min(row["median_ms"].values()) > 0
+    assert len(row["ratios"]) == 8
+    for ratio in row["ratios"].values():
+        assert ratio["n"] == 12
+        assert ratio["ci95"][0] <= ratio["ratio"] <= ratio["ci95"][1]
+    assert set(row["goals"]) == {"track", "learn", "frozen"}
+    assert record["prepare"]["tiny"]["met"] is True
+
+
+def test_qat_step_goal_is_a_bound_from_above(script: Any) -> None:
+    module = script("qat_step")
+    assert module.goal({"ratio": 1.299})["met"] is True
+    assert module.goal({"ratio": 1.301})["met"] is False
+
+
+def test_qat_step_takes_every_place_in_the_round(script: Any) -> None:
+    module = script("qat_step")
+    order: list[str] = []
+    steps = {name: lambda values, labels, name=name: order.append(name) for name in "abc"}
+    found = module.timed(steps, torch.zeros(1), torch.zeros(1), rounds=3, warmup=1)
+    assert "".join(order) == "abcbcacababc"
+    assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3, "c": 3}

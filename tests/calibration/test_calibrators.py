@@ -9,7 +9,9 @@ from torch import Tensor
 
 from edgekd.calibration._base import Calibrator, Grid
 from edgekd.calibration._histogram import BINS, Histogram
+from edgekd.calibration.entropy import Entropy
 from edgekd.calibration.minmax import MinMax
+from edgekd.calibration.moving_average import MovingAverage
 from edgekd.calibration.mse import MeanSquaredError
 from edgekd.calibration.percentile import Percentile
 from edgekd.spec import Options
@@ -149,6 +151,38 @@ def test_minmax_gives_the_exact_extremes(grid: Grid) -> None:
     assert minmax().range(seen(values), grid) == (float(values.min()), float(values.max()))
 
 
+# moving average
+
+
+def test_moving_average_gives_the_mean_of_the_samples_extremes() -> None:
+    # samples reach from -1 to 1, from -2 to 4 and from 0 to 4: -3 / 3 and 9 / 3
+    values = torch.tensor([[-1.0, 1.0], [4.0, -2.0], [4.0, 0.0]])
+    assert MovingAverage(Options()).range(seen(values), UNSIGNED) == (-1.0, 3.0)
+
+
+def test_moving_average_is_the_limit_of_a_slow_one_over_random_samples() -> None:
+    values = normal(500 * 10).view(500, 10)
+    low, high = MovingAverage(Options()).range(seen(values), UNSIGNED)
+    extremes = torch.stack([values.amin(dim=1), values.amax(dim=1)], dim=1).tolist()
+    average = [0.0, 0.0]
+    for row in torch.randint(0, 500, (20_000,), generator=torch.Generator().manual_seed(1)).tolist():
+        average = [0.999 * old + 0.001 * new for old, new in zip(average, extremes[row], strict=True)]
+    # extremes have a standard deviation of 0.6, an average over about 2000 of them 0.6 / sqrt(2000) = 0.013
+    assert average == pytest.approx([low, high], abs=0.05)
+
+
+def test_moving_average_counts_a_rare_sample_for_no_more_than_a_common_one() -> None:
+    values = torch.ones(100, 5)
+    values[7, 3] = 101.0
+    assert MovingAverage(Options()).range(seen(values), UNSIGNED) == (1.0, 2.0)
+    assert minmax().range(seen(values), UNSIGNED) == (1.0, 101.0)
+
+
+def test_moving_average_equals_minmax_when_all_samples_reach_alike() -> None:
+    values = torch.stack([torch.linspace(-0.3, 0.7, 11)] * 7)
+    assert MovingAverage(Options()).range(seen(values), UNSIGNED) == minmax().range(seen(values), UNSIGNED)
+
+
 # percentile
 
 
@@ -237,7 +271,11 @@ def test_mse_cuts_a_lonely_outlier_the_more_the_fewer_codes_there_are() -> None:
     assert low == pytest.approx(float(values.min()) * high / 30.0)  # both sides shrink by the same factor
 
 
-@pytest.mark.parametrize("calibrator", [minmax(), percentile(99.99), mse()], ids=["minmax", "percentile", "mse"])
+@pytest.mark.parametrize(
+    "calibrator",
+    [minmax(), percentile(99.99), mse(), Entropy(Options()), MovingAverage(Options())],
+    ids=["minmax", "percentile", "mse", "entropy", "moving_average"],
+)
 @pytest.mark.parametrize(("grid", "lowest"), [(UNSIGNED, 0), (SIGNED, -128)])
 def test_relu_can_be_absorbed_whatever_calibrator_chose_the_range(
     calibrator: Calibrator, grid: Grid, lowest: int

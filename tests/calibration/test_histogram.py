@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ VALUES = st.one_of(
     st.floats(-(2.0**20), 2.0**20, width=32, allow_subnormal=True),
     st.floats(-(2.0**100), 2.0**100, width=32),
 )
+SAMPLES = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=12)
 BATCHES = st.lists(st.lists(VALUES, min_size=0, max_size=6), min_size=1, max_size=6)
 
 
@@ -34,6 +37,7 @@ def histogram_of(*batches: Tensor) -> Histogram:
 
 
 def assert_same(left: Histogram, right: Histogram) -> None:
+    assert left.to_json() == right.to_json()
     assert torch.equal(left.counts, right.counts)
     assert (left.limit, left.minimum, left.maximum) == (right.limit, right.minimum, right.maximum)
 
@@ -69,6 +73,77 @@ def test_merging_equals_seeing_everything_when_in_either_direction(batches: list
         backward.merge(histogram_of(tensor))
     assert_same(together, forward)
     assert_same(together, backward)
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples=SAMPLES, data=st.data())
+def test_json_is_identical_for_any_order_any_batches_and_any_processes(
+    samples: list[tuple[float, float, float]], data: st.DataObject
+) -> None:
+    together = histogram_of(torch.tensor(samples))
+    order = data.draw(st.permutations(samples))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(samples)), max_size=6)))
+    batches = [order[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(order)], strict=True)]
+    processes = data.draw(st.lists(st.integers(0, 2), min_size=len(batches), max_size=len(batches)))
+    parts = [Histogram(), Histogram(), Histogram()]
+    for process, batch in zip(processes, batches, strict=True):
+        parts[process].update(torch.tensor(batch).reshape(-1, 3))
+    merged = Histogram()
+    for part in data.draw(st.permutations(parts)):
+        merged.merge(Histogram.from_json(json.loads(json.dumps(part.to_json()))))
+    assert json.dumps(merged.to_json()) == json.dumps(together.to_json())
+
+
+@settings(max_examples=80, deadline=None)
+@given(samples=SAMPLES)
+def test_mean_extremes_are_those_of_exact_fractions(samples: list[tuple[float, float, float]]) -> None:
+    found = histogram_of(torch.tensor(samples)).mean_extremes()
+    rows = torch.tensor(samples).tolist()  # as float32 holds them
+    wanted = [float(sum(Fraction(pick(row)) for row in rows) / len(rows)) for pick in (min, max)]
+    assert list(found) == wanted
+
+
+def test_mean_extremes_are_of_samples_not_of_batches() -> None:
+    # samples reach to 1, 2 and 6; the mean is 3, of batches it would be (2 + 6) / 2
+    first, second = torch.tensor([[[1.0, 0.0]], [[2.0, -3.0]]]), torch.tensor([[[6.0, 3.0]]])
+    histogram = histogram_of(first, second)
+    assert histogram.samples == 3
+    assert histogram.mean_extremes() == (0.0, 3.0)
+
+
+def test_sums_of_extremes_keep_the_smallest_and_the_largest_float32() -> None:
+    tiny, huge = 2.0**-149, float(torch.finfo(torch.float32).max)
+    assert histogram_of(torch.full((3, 1), tiny)).mean_extremes() == (tiny, tiny)
+    assert histogram_of(torch.full((5, 2), huge)).mean_extremes() == (huge, huge)
+    # sums of floats would lose the tiny ones beside the huge ones
+    mixed = histogram_of(torch.tensor([[huge], [tiny], [-huge], [tiny]]))
+    assert mixed.mean_extremes() == (tiny / 2, tiny / 2)
+
+
+def test_arrays_are_counted_as_tensors_are() -> None:
+    values = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    from_array = Histogram()
+    from_array.update(values.numpy())
+    assert_same(from_array, histogram_of(values))
+    from_array.update(values.double().numpy())
+    assert_same(from_array, histogram_of(values, values))
+
+
+def test_layout_of_a_tensor_does_not_matter() -> None:
+    values = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    turned = values.transpose(1, 3).contiguous().transpose(1, 3)
+    assert_same(histogram_of(values), histogram_of(values.to(memory_format=torch.channels_last)))
+    assert_same(histogram_of(values), histogram_of(turned))
+
+
+def test_zero_is_one_value_whatever_its_sign() -> None:
+    assert histogram_of(torch.tensor([-0.0, 1.0])).counts[BINS // 2] == 1
+    assert histogram_of(torch.tensor([-0.0, -1.0])).counts[BINS // 2] == 1
+
+
+def test_a_value_too_large_for_float32_is_refused_as_infinite() -> None:
+    with pytest.raises(DataError, match="NaN or infinite"):
+        Histogram().update(np.array([1e39]))
 
 
 def test_merging_leaves_the_other_histogram_as_it_was() -> None:

@@ -62,7 +62,7 @@ def test_help_is_fast() -> None:
 def test_help_names_every_verb_once_and_uncut(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert len(_commands()) == 12
+    assert len(_commands()) == 14
     for verb in _commands():
         assert sum(line.startswith(f"  {verb} ") for line in shown.splitlines()) == 1, verb
     assert "..." not in shown.split("Start:")[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,8 +52,8 @@ def seen(*tensors: Tensor) -> Histogram:
 
 
 def test_catalog_holds_the_calibrators() -> None:
-    assert len(NAMES) >= 3
-    assert {"minmax", "mse", "percentile"} <= set(NAMES)
+    assert len(NAMES) >= 5
+    assert {"entropy", "minmax", "moving_average", "mse", "percentile"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,9 +74,30 @@ def test_range_lies_within_what_was_seen(name: str, grid: Grid, kind: str) -> No
 @pytest.mark.parametrize("kind", TENSORS)
 def test_range_is_the_same_when_batches_come_in_another_order(name: str, kind: str) -> None:
     values = TENSORS[kind]()
-    batches = values.split(7)
+    batches = values.split(97)
     grid = GRIDS[0]
     assert made(name).range(seen(*batches), grid) == made(name).range(seen(*reversed(batches)), grid)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", TENSORS)
+def test_range_is_the_same_from_parts_of_several_processes(name: str, kind: str) -> None:
+    values = TENSORS[kind]()
+    whole = Histogram()
+    for part in reversed(values.split(max(1, len(values) // 5))):
+        whole.merge(Histogram.from_json(json.loads(json.dumps(seen(part).to_json()))))
+    assert made(name).range(whole, GRIDS[2]) == made(name).range(seen(values), GRIDS[2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", TENSORS)
+def test_range_holds_zero_s_code_when_nothing_is_negative(name: str, kind: str) -> None:
+    values = TENSORS[kind]()
+    if float(values.min()) < 0.0:
+        values = values.abs()
+    for grid in GRIDS[:2]:
+        bounds = (torch.tensor(bound) for bound in made(name).range(seen(values), grid))
+        assert int(grid.parameters(*bounds)[1]) == grid.low
 
 
 @pytest.mark.parametrize("name", NAMES)

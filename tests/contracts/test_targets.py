@@ -8,22 +8,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from int8_models import FAMILIES, exported, images, program, program_logits, sqnr_db, target
+from int8_models import FAMILIES, content, exported, images, program, program_logits, sqnr_db, target
 from odd_networks import ODD, odd_network
 from odd_networks import images as odd_images
 
 from edgekd import quantize
 from edgekd.calibration.mse import MeanSquaredError
 from edgekd.catalog import CATALOGS
-from edgekd.export import INPUT, OUTPUT, onnx_from_torch, save_onnx
+from edgekd.export import INPUT, OUTPUT, save_onnx
 from edgekd.recipe import ExportSettings
 from edgekd.spec import Options, Runner
 from edgekd.targets._base import Audit, Target
 
 NAMES = CATALOGS["targets"].names()
+ONNX = [name for name in NAMES if target(name).suffix == ".onnx"]
 RUNTIMES = [name for name in NAMES if name.startswith("onnxruntime")]
-# a float16 rest moves codes that lie near a border; ONNX Runtime's integers match torch's floats almost always
-FEWEST_DB = {"tensorrt": 30.0}
+# whose files nothing but their own runtime can run
+OWN_RUNTIME = ("openvino", "xnnpack")
+# a float16 rest moves codes that lie near a border, and XNNPACK adds with rounded multipliers; the others' integers
+# match torch's floats almost always
+FEWEST_DB = {"tensorrt": 30.0, "xnnpack": 40.0}
 FEWEST_AGREEING = {"tensorrt": 0.99}
 FAST = [("tiny", name) for name in NAMES] + [(family, "onnxruntime_x86") for family in ("resnet", "mobilenet_v2")]
 SLOW = [(family, name) for family in FAMILIES for name in NAMES if (family, name) not in FAST]
@@ -37,13 +41,29 @@ def needs_library(made: Target) -> None:
         pytest.skip(reason)
 
 
+def needs_runtime(made: Target) -> None:
+    if made.name in OWN_RUNTIME:
+        needs_library(made)
+
+
 def written(family: str, name: str, folder: Path, *, int8: bool = True) -> Path:
-    return save_onnx(exported(family, name, int8=int8), folder / "model.onnx")
+    path = folder / f"model{target(name).suffix}"
+    path.write_bytes(content(family, name, int8=int8))
+    return path
+
+
+def logits_of(runner: Runner, inputs: np.ndarray) -> np.ndarray:
+    """One sample after another where the file's batch is fixed."""
+    size = runner.inputs[0].shape[0]
+    pieces = np.split(inputs, len(inputs) // size) if isinstance(size, int) else [inputs]
+    return np.concatenate([runner.run({INPUT: piece})[OUTPUT] for piece in pieces])
 
 
 def test_catalog_holds_the_targets() -> None:
-    assert len(NAMES) >= 3
-    assert {"onnxruntime_x86", "onnxruntime_arm", "tensorrt"} <= set(NAMES)
+    assert len(NAMES) >= 5
+    assert {"onnxruntime_x86", "onnxruntime_arm", "openvino", "tensorrt", "xnnpack"} <= set(NAMES)
+    assert set(OWN_RUNTIME) <= set(NAMES)
+    assert len(ONNX) >= 4
     assert len(PAIRS) == len(FAMILIES) * len(NAMES)
 
 
@@ -59,7 +79,7 @@ def test_name_is_the_file_s_and_numerics_are_stated(name: str) -> None:
     assert not (numerics.symmetric_activations and numerics.activation == "uint8")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONNX)
 @pytest.mark.parametrize("int8", [True, False])
 def test_finishing_twice_changes_nothing_more(name: str, int8: bool) -> None:
     model = exported("tiny", name, int8=int8)
@@ -74,8 +94,9 @@ def test_finishing_twice_changes_nothing_more(name: str, int8: bool) -> None:
 def test_reference_agrees_with_the_program(family: str, name: str, tmp_path: Path) -> None:
     count = 128 if family in UNSTEADY else 512
     inputs, _ = images(count, 1)
+    needs_runtime(target(name))
     with target(name).reference(written(family, name, tmp_path)) as runner:
-        found = runner.run({INPUT: inputs.numpy()})[OUTPUT]
+        found = logits_of(runner, inputs.numpy())
     wanted = program_logits(family, name, count)
     agreeing = float((wanted.argmax(1) == found.argmax(1)).mean())
     if family in UNSTEADY:
@@ -120,14 +141,37 @@ def test_audit_names_islands_when_the_file_is_float(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("int8", [True, False])
 def test_reference_runs_both_files_of_a_target_anywhere(name: str, int8: bool, tmp_path: Path) -> None:
     inputs, labels = images(256, 1)
+    needs_runtime(target(name))
     with target(name).reference(written("tiny", name, tmp_path, int8=int8)) as runner:
         assert isinstance(runner, Runner)
         assert [one.name for one in runner.inputs] == [INPUT]
         assert [one.name for one in runner.outputs] == [OUTPUT]
-        found = runner.run({INPUT: inputs.numpy()})[OUTPUT]
+        found = logits_of(runner, inputs.numpy())
     assert found.shape == (256, 10)
     assert found.dtype == np.float32
     assert float((found.argmax(1) == labels.numpy()).mean()) > 0.95  # the network was trained, and still knows it
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_says_whether_it_is_meant_to_be_int8(name: str, tmp_path: Path) -> None:
+    made = target(name)
+    needs_runtime(made)
+    assert made.is_int8(written("tiny", name, tmp_path))
+    assert not made.is_int8(written("tiny", name, tmp_path, int8=False))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operator_times_are_shares_of_the_whole_and_the_slowest_comes_first(name: str, tmp_path: Path) -> None:
+    made = target(name)
+    if made.name not in OWN_RUNTIME:
+        pytest.skip("its operators are timed by ONNX Runtime, or need its hardware")
+    needs_runtime(made)
+    path = written("tiny", name, tmp_path)
+    times = made.operator_times(path, {INPUT: images(320, 0)[0][:1].numpy()}, runs=3)
+    assert [one.mean_us for one in times] == sorted((one.mean_us for one in times), reverse=True)
+    assert sum(one.share for one in times) == pytest.approx(1.0)
+    # three convolutions and a classifier
+    assert sum(one.int8 for one in times) >= 4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,42 +223,41 @@ def test_tensorrt_feeds_every_convolution_with_int8_and_refuses_nothing(family: 
 # layouts that users really write
 
 
-def odd_file(network: str, name: str, folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+def odd_file(layout: str, name: str, folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
     """A file, inputs, and what its program gives for them."""
     made, inputs = target(name), odd_images(256, seed=3)
     graph = quantize.prepare(
-        odd_network(network),
+        odd_network(layout),
         inputs[:4],
         numerics=made.numerics,
         calibrator=MeanSquaredError(Options()),
-        reduce_range=name == "onnxruntime_x86",
+        reduce_range=made.sums_in_16_bits,
     )
     quantize.calibrate(graph, inputs.split(64))
     converted = quantize.convert(graph, inputs[:2], numerics=made.numerics)
     with torch.no_grad():
         wanted = converted(inputs).numpy()
-    model = onnx_from_torch(converted, inputs[:1], target=made, opset=20, int8=True, metadata={})
-    return save_onnx(model, folder / "model.onnx"), inputs.numpy(), wanted
+    path = made.write(converted, inputs[:1], folder / f"model{made.suffix}", int8=True, metadata={})
+    return path, inputs.numpy(), wanted
 
 
 FAST_ODD = ("NormOnInputAndFeatures",)
 
 
 @pytest.mark.parametrize(
-    ("network", "name"),
+    ("layout", "name"),
     [
-        pytest.param(
-            network, name, marks=() if (network in FAST_ODD and name == "onnxruntime_x86") else pytest.mark.slow
-        )
-        for network in ODD
+        pytest.param(layout, name, marks=() if (layout in FAST_ODD and name == "onnxruntime_x86") else pytest.mark.slow)
+        for layout in ODD
         for name in NAMES
     ],
 )
-def test_odd_network_reaches_the_target_whole(network: str, name: str, tmp_path: Path) -> None:
-    path, inputs, wanted = odd_file(network, name, tmp_path)
+def test_odd_network_reaches_the_target_whole(layout: str, name: str, tmp_path: Path) -> None:
+    needs_runtime(target(name))
+    path, inputs, wanted = odd_file(layout, name, tmp_path)
     made = target(name)
     with made.reference(path) as runner:
-        found = runner.run({INPUT: inputs})[OUTPUT]
+        found = logits_of(runner, inputs)
     assert sqnr_db(wanted, found) > FEWEST_DB.get(name, 50.0)
     needs_library(made)
     audit = made.audit(path)

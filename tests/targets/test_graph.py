@@ -16,6 +16,7 @@ from edgekd.errors import GateFailed
 from edgekd.targets._graph import (
     Graph,
     absorb_clamps,
+    fold_pads,
     quantize_bias,
     remove_dead,
     remove_identities,
@@ -443,3 +444,62 @@ def test_new_constants_keep_their_shape_and_get_free_names() -> None:
     assert [graph.value(name).shape for name in (first, second)] == [(), (2, 3)]  # type: ignore[union-attr]
     assert graph.free_name("x") == "x_1"  # an input
     assert graph.free_name("c1") == "c1_1"  # a node's output
+
+
+def padded(
+    *, value: float = 0.0, pair: str = "same", amounts: Sequence[int] = (0, 0, 0, 0, 0, 0, 1, 1)
+) -> onnx.ModelProto:
+    """x -> Q/DQ -> Pad -> (Q/DQ) -> Conv, as a network with padding of its own is exported."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(0.1),
+        "other": np.float32(0.2),
+        "zero": np.uint8(128),
+        "amounts": np.array(amounts, np.int64),
+        "value": np.float32(value),
+        "w": rng.normal(size=(C, C + amounts[1] + amounts[5], 3, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        helper.make_node("Pad", ["dq", "amounts", "value"], ["padded"]),
+    ]
+    data = "padded"
+    if pair != "none":
+        grid = "scale" if pair == "same" else "other"
+        nodes.append(helper.make_node("QuantizeLinear", [data, grid, "zero"], ["q2"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["q2", grid, "zero"], ["dq2"]))
+        data = "dq2"
+    nodes.append(helper.make_node("Conv", [data, "w"], ["y"], strides=[2, 2], pads=[1, 0, 0, 0]))
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    shape = ["B", C, H, H]
+    graph = helper.make_graph(
+        nodes,
+        "padded",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", C, None, None])],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("pair", ["same", "none"])
+def test_padding_by_zeros_joins_the_convolution_and_changes_nothing(pair: str):
+    before = padded(pair=pair)
+    after, changed = applied(fold_pads, before)
+    assert changed == 1
+    assert [node.op_type for node in after.graph.node] == ["QuantizeLinear", "DequantizeLinear", "Conv"]
+    pads = next(list(a.ints) for a in after.graph.node[-1].attribute if a.name == "pads")
+    assert pads == [1, 0, 1, 1]
+    np.testing.assert_array_equal(run(before)[0], run(after)[0])
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [{"value": 1.0}, {"pair": "other"}, {"amounts": (0, 1, 0, 0, 0, 0, 0, 0)}, {"amounts": (0, 0, -1, 0, 0, 0, 1, 1)}],
+    ids=["not zero", "another grid", "channels", "cut off"],
+)
+def test_other_padding_stays(unlike: dict[str, Any]):
+    model = padded(**unlike)
+    _, changed = applied(fold_pads, model)
+    assert changed == 0

@@ -1,0 +1,250 @@
+"""The recipe's tables: every key is a field of a typed model, with its default and its bounds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "AugmentSettings",
+    "BenchSettings",
+    "ComputeSettings",
+    "CorrectionSettings",
+    "DataSettings",
+    "DistillSettings",
+    "ExportSettings",
+    "FileSettings",
+    "LossSettings",
+    "ModelSettings",
+    "QuantizeSettings",
+    "Recipe",
+    "Section",
+    "TeacherSettings",
+    "TensorRTSettings",
+    "TrainSettings",
+]
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys and values of another type are problems."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Member(BaseModel):
+    """A table that names a catalog member; its other keys are that member's options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the member."""
+        return dict(self.model_extra or {})
+
+
+class ComputeSettings(Section):
+    """Where and how training computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+
+
+class AugmentSettings(Section):
+    """Random changes of training batches, seeded per sample and epoch."""
+
+    crop: int = Field(0, ge=0, description="pad by this many pixels on each side, then crop back")
+    flip: bool = Field(False, description="mirror left-right with probability 0.5")
+    cutout: int = Field(0, ge=0, description="side in pixels of one square set to the mean")
+    mixup: float = Field(0.0, ge=0.0, description="alpha of the Beta distribution of the mixing ratio; 0 is off")
+
+
+class DataSettings(_Member):
+    """The data set (a member of `edgekd list datasets`), its split and its preprocessing."""
+
+    name: str = "digits"
+    val_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of the training samples kept for validation")
+    limit_train: int | None = Field(None, ge=1, description="use only this many training samples")
+    size: list[int] | None = Field(None, min_length=2, max_length=2, description="resize to (H, W) pixels")
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augment: AugmentSettings = AugmentSettings()
+
+
+class TrainSettings(Section):
+    """One training run: optimizer, schedule and length."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=1, description="samples per optimizer step")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0.0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0.0, description="not applied to biases and normalisation")
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    milestones: list[float] = Field([0.5, 0.75], description="steps: fractions of training where lr drops")
+    gamma: float = Field(0.1, gt=0.0, le=1.0, description="steps: factor of each drop")
+    warmup_epochs: float = Field(1.0, ge=0.0, description="linear warm-up from 0")
+    clip_grad_norm: float | None = Field(None, gt=0.0)
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    ema_decay: float | None = Field(None, gt=0.0, lt=1.0, description="keep a moving average of the weights")
+
+
+class ModelSettings(_Member):
+    """A model (a member of `edgekd list models`, or module:function) and its options."""
+
+    model: str
+    weights: str | None = Field(None, description="safetensors file, or a state dict that weights_only=True can read")
+
+
+class TeacherSettings(ModelSettings):
+    """The teacher: trained by the recipe, or loaded from `weights`."""
+
+    train: TrainSettings = TrainSettings()
+
+
+class LossSettings(_Member):
+    """One weighted term of the objective (a member of `edgekd list losses`) and its options."""
+
+    name: str
+    weight: float = Field(1.0, ge=0.0)
+
+
+class DistillSettings(Section):
+    """Who learns from whom, by which losses, for how long."""
+
+    method: str = "offline"
+    losses: list[LossSettings] = Field(
+        [LossSettings(name="cross_entropy", weight=0.1), LossSettings(name="kd", weight=0.9)], min_length=1
+    )
+    baseline: bool = Field(True, description="train the same student without a teacher too")
+    repeats: int = Field(1, ge=1, description="train the student stages with this many seeds; the first goes on")
+    train: TrainSettings = TrainSettings()
+
+
+class CorrectionSettings(_Member):
+    """One accuracy tool of post-training quantization (a member of `edgekd list corrections`) and its options."""
+
+    name: str
+
+
+class QuantizeSettings(Section):
+    """From the float student to int8."""
+
+    mode: Literal["qat", "ptq"] = "qat"
+    calibrator: str = "mse"
+    calibrator_options: dict[str, Any] = Field({}, description="the calibrator's own keys, { percentile = 99.9 }")
+    calibration_samples: int = Field(512, ge=1)
+    selection: Literal["random", "first", "k_center"] = Field(
+        "random", description="which samples: k_center spreads them over the teacher's features"
+    )
+    corrections: list[CorrectionSettings] = Field([], description="accuracy tools of calibration, in this order")
+    float_layers: list[str] = Field(
+        [], description="layers that stay float, by name or pattern: ['head', 'blocks.0.*']"
+    )
+    max_drop: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="largest loss of validation accuracy; layers go back to float until it holds",
+    )
+    placement_search: bool = Field(False, description="time candidate placements on the target before training")
+    reduce_range: bool | Literal["auto"] = Field(
+        "auto", description="7-bit weights, so that x86 without VNNI does not saturate; auto looks at this CPU"
+    )
+    losses: list[LossSettings] | None = Field(None, description="default: those of [distill]")
+    epochs: int | None = Field(None, ge=1, description="default: a tenth of the student's epochs, rounded up")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "adamw", description="adamw steps are relative to each weight's own gradients, which folding leaves uneven"
+    )
+    lr: float = Field(2e-4, gt=0.0, description="peak learning rate")
+    clip_grad_norm: float | None = Field(1.0, gt=0.0)
+    batch_size: int | None = Field(None, ge=1, description="default: the student's")
+    ranges: Literal["tracked", "learned"] = Field(
+        "tracked", description="follow the batches by a moving average, or learn the scales by gradient (LSQ)"
+    )
+    scale_rate: float = Field(1.0, gt=0.0, description="learned: rate of the scales over that of the weights")
+    dampening: float = Field(0.0, ge=0.0, description="pull weights that swing between two codes to their code")
+    freeze_above: float | None = Field(
+        None, gt=0.0, lt=1.0, description="turns per step above which a swinging weight is held at its code"
+    )
+    other_grids: Literal["retrain", "recalibrate"] = Field(
+        "retrain",
+        description="a further target whose grid cannot hold the first one's codes: train again, or only calibrate",
+    )
+    freeze_observers_at: float = Field(0.5, ge=0.0, le=1.0, description="fraction of training")
+
+
+class TensorRTSettings(Section):
+    """The TensorRT engine."""
+
+    engine: Literal["auto", "required", "off"] = Field("auto", description="auto: build it if the library is here")
+    compute_capability: list[str] = Field(["8.6", "8.9"], description="GPU generations, '8.6' is SM86")
+    batch: list[int] = Field([1, 1, 8], min_length=3, max_length=3, description="min, opt, max of the profile")
+
+
+class ExportSettings(Section):
+    """What is shipped."""
+
+    targets: list[str] = Field(["onnxruntime_x86"], min_length=1)
+    opset: int = Field(20, ge=18, le=20)
+    min_agreement: float = Field(
+        0.999, ge=0.0, le=1.0, description="parity gate: top-1 agreement with torch; one sample is always allowed"
+    )
+    tensorrt: TensorRTSettings = TensorRTSettings()
+
+
+class BenchSettings(Section):
+    """The latency protocol and its verdict."""
+
+    device: str = "cpu"
+    budget_ms: float = Field(500.0, gt=0.0)
+    percentile: float = Field(90.0, gt=0.0, lt=100.0)
+    confidence: float = Field(0.99, gt=0.0, lt=1.0)
+    batch: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    profile: Literal["default", "mobile"] = "default"
+    queries: int = Field(256, ge=1, description="timed runs of each model, interleaved")
+    max_seconds: float = Field(60.0, gt=0.0, description="stop timing after this long")
+
+
+class FileSettings(Section):
+    """How an ONNX file without a recipe is quantized."""
+
+    calibrator: str = "mse"
+    calibrator_options: dict[str, Any] = {}
+    samples: int = Field(512, ge=1)
+    reduce_range: bool | Literal["auto"] = "auto"
+    float_layers: list[str] = []
+    mean: list[float] | None = Field(None, description="per channel, of pixels in [0, 1]; for a folder of images")
+    std: list[float] | None = None
+    statistics: str | None = Field(None, description="JSON file of what calibration saw; read if it fits, else written")
+    threads: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class Recipe(Section):
+    """Everything one run does."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    allow_user_code: bool = Field(False, description="load module:function entries of this recipe")
+    compute: ComputeSettings = ComputeSettings()
+    data: DataSettings = DataSettings()
+    teacher: TeacherSettings
+    student: ModelSettings
+    distill: DistillSettings = DistillSettings()
+    quantize: QuantizeSettings = QuantizeSettings()
+    export: ExportSettings = ExportSettings()
+    bench: BenchSettings = BenchSettings()
+
+    @model_validator(mode="after")
+    def _targets_once(self) -> Self:
+        if len(set(self.export.targets)) != len(self.export.targets):
+            raise ValueError("export.targets: each target once")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe with every default written out, as plain JSON values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,91 @@
+"""Quantization-aware distillation: a calibrated graph goes on training against the float teacher."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from torch import nn
+from torch.fx import GraphModule
+
+from edgekd import quantize
+from edgekd.artifact import Artifact
+from edgekd.calibration._fake_quantize import Phase
+from edgekd.engine import FitResult, Hooks
+from edgekd.pipeline._quantize_plan import losses_of, taps_of
+from edgekd.pipeline._run import Run
+from edgekd.pipeline._training import network_of, run_method, training
+from edgekd.recipe import AugmentSettings, TrainSettings
+from edgekd.taps import TupleOutputs
+
+__all__ = ["augment_of", "qat_settings", "train"]
+
+
+def qat_settings(run: Run) -> TrainSettings:
+    """The training run of quantization-aware distillation, derived from the student's unless the recipe says."""
+    chosen, student = run.recipe.quantize, run.recipe.distill.train
+    return student.model_copy(
+        update={
+            "epochs": chosen.epochs or math.ceil(student.epochs / 10),
+            "optimizer": chosen.optimizer,
+            "lr": chosen.lr,
+            "clip_grad_norm": chosen.clip_grad_norm,
+            "batch_size": chosen.batch_size or student.batch_size,
+            "schedule": "cosine",
+            "warmup_epochs": 0.0,
+            # folded weights carry the scale of batch normalisation: shrinking them is no regularisation any more
+            "weight_decay": 0.0,
+            "label_smoothing": 0.0,
+            "ema_decay": None,
+        }
+    )
+
+
+def augment_of(run: Run) -> AugmentSettings:
+    """Geometry stays; erasing and mixing would move the ranges away from what the device will see."""
+    return run.recipe.data.augment.model_copy(update={"cutout": 0, "mixup": 0.0})
+
+
+def train(run: Run, graph: GraphModule, teacher: Artifact, settings: TrainSettings, checkpoint: Path) -> FitResult:
+    """Train a calibrated graph in place; it ends in the phase `frozen`."""
+    chosen = run.recipe.quantize
+    quantize.set_phase(graph, "frozen")
+    if chosen.ranges == "learned":
+        quantize.learn_ranges(graph, rate=chosen.scale_rate)
+    guard = _guard(run, graph)
+    moving: Phase = "learn" if chosen.ranges == "learned" else "track"
+    student = TupleOutputs(graph, taps_of(run))
+    method = run_method(
+        run, run.recipe.distill.method, student, [network_of(run, run.recipe.teacher, teacher)], losses_of(run)
+    )
+
+    def on_step(progress: float) -> None:
+        # learned scales learn to the end; followed ranges must stand still while the weights settle
+        follows = chosen.ranges == "learned" or progress < chosen.freeze_observers_at
+        quantize.set_phase(graph, moving if follows else "frozen")
+        if guard is not None:
+            guard.step(progress)
+
+    def no_modes(module: nn.Module, training: bool) -> None:
+        """A prepared graph has none; between epochs its ranges stand still, so that validation moves nothing."""
+        quantize.set_phase(graph, "frozen")
+
+    hooks = Hooks(on_step=on_step, set_training=no_modes)
+    if guard is not None:
+        hooks = Hooks(on_step=on_step, set_training=no_modes, terms=guard.terms)
+    result = training(
+        run, method, settings, seed=run.recipe.seed, checkpoint=checkpoint, augment=augment_of(run), hooks=hooks
+    )
+    if guard is not None:
+        guard.close()
+    quantize.settle_ranges(graph)
+    quantize.set_phase(graph, "frozen")
+    return result
+
+
+def _guard(run: Run, graph: GraphModule) -> quantize.OscillationGuard | None:
+    chosen = run.recipe.quantize
+    if chosen.dampening == 0.0 and chosen.freeze_above is None:
+        return None
+    options = quantize.OscillationOptions(dampening=chosen.dampening, freeze_above=chosen.freeze_above)
+    return quantize.OscillationGuard(graph, options)
