@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_MODELS = (".onnx", ".pte", ".xml", ".engine")
 _CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 5}
 
 
@@ -62,7 +63,7 @@ def bench(
         "device": device,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    if source.suffix.lower() == ".onnx":
+    if source.suffix.lower() in _MODELS:
         _refuse({"--set": set_values, "--out": out, "--overwrite": overwrite}, "belong to recipes; leave them out")
         return _bench_file(source, _settings(given), target, as_json=as_json, quiet=quiet)
     _refuse({"--target": target}, "is for ONNX files; a recipe names its targets under [export]")

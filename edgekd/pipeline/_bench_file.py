@@ -12,7 +12,7 @@ from edgekd.pipeline._run import Silent, Watcher, environment
 from edgekd.pipeline._shipping import bench_files
 from edgekd.recipe import BenchSettings
 from edgekd.report import Report, fusion_of
-from edgekd.targets._audit import has_quantizers
+from edgekd.targets._base import Target
 from edgekd.targets._modelfile import example_feeds, model_inputs, read_model
 
 __all__ = ["bench_file"]
@@ -33,10 +33,14 @@ def bench_file(
         ModelFileError: corrupt or unsafe, or with inputs that cannot be made.
         BackendMissing: the target's runtime or hardware is not here.
     """
-    proto = read_model(model)
-    feeds = example_feeds(model_inputs(proto), batch=settings.batch, seed=0)
-    runtime = CATALOGS["targets"].load(target).member()
-    quantized = has_quantizers(proto)
+    runtime: Target = CATALOGS["targets"].load(target).member()
+    if model.suffix == ".onnx":
+        inputs = model_inputs(read_model(model))
+    else:
+        with runtime.runner(model, threads=settings.threads) as runner:
+            inputs = runner.inputs
+    feeds = example_feeds(inputs, batch=settings.batch, seed=0)
+    quantized = runtime.is_int8(model)
     name = "onnx_int8" if quantized else "onnx_float"
     member = CATALOGS["devices"].load(settings.device).member
     device = member(member.Options())

@@ -44,7 +44,7 @@ def without_chosen(fusion: Fusion, chosen: set[str], program: GraphModule, path:
         program: what the file was exported from.
         path: the file.
     """
-    if not chosen:
+    if not chosen or path.suffix != ".onnx":
         return fusion
     marked = grouped(path, groups(program))
     original, renamed = onnx.load(path), onnx.load_model_from_string(marked.content)

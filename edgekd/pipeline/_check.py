@@ -41,6 +41,10 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
         if recipe.quantize.float_layers:
             folded = quantize.folded(built["student"].cpu().eval(), example_inputs(run, 2))
             chosen(groups(folded), recipe.quantize.float_layers)
+    for name in recipe.export.targets if exports else ():
+        # a file that is not ONNX is written by the target's own library
+        if run.target(name).suffix != ".onnx" and (missing := run.target(name).missing()) is not None:
+            raise BackendMissing(missing)
     if exports and recipe.export.tensorrt.engine == "required" and "tensorrt" in recipe.export.targets:
         missing = run.target("tensorrt").missing()
         if missing is not None:

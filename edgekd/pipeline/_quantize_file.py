@@ -100,7 +100,7 @@ def quantize_file(
     runtime: Target = CATALOGS["targets"].load(target).member()
     _refuse_dynamic(inputs, runtime)
     chosen, held_out = _split(feeds, settings)
-    reduce_range = vnni_missing(target) if settings.reduce_range == "auto" else settings.reduce_range
+    reduce_range = vnni_missing(runtime) if settings.reduce_range == "auto" else settings.reduce_range
     entry = CATALOGS["calibration"].load(settings.calibrator)
     quantized = quantize_onnx(
         proto,

@@ -15,7 +15,7 @@ from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import WEIGHTS, example_inputs, network_of, weighted_losses
 from edgekd.recipe import LossSettings
 from edgekd.spec import Frozen
-from edgekd.targets._base import Numerics
+from edgekd.targets._base import Numerics, Target
 from edgekd.weights import read_weights
 
 __all__ = [
@@ -31,9 +31,6 @@ __all__ = [
     "taps_of",
     "vnni_missing",
 ]
-
-SATURATING = ("onnxruntime_x86", "openvino")
-"""Targets that run on x86, where sums of u8 * s8 products saturate without VNNI."""
 
 
 class Plan(Frozen):
@@ -82,14 +79,14 @@ def plan_of(artifact: Artifact) -> Plan:
 def reduced_range(run: Run, target: str) -> bool:
     """Whether this target's weights give up a bit, by the recipe or by what this processor does."""
     asked = run.recipe.quantize.reduce_range
-    if target not in SATURATING:
+    if not run.target(target).sums_in_16_bits:
         return False
-    return vnni_missing(target) if asked == "auto" else asked
+    return vnni_missing(run.target(target)) if asked == "auto" else asked
 
 
-def vnni_missing(target: str) -> bool:
+def vnni_missing(target: Target) -> bool:
     """Whether a target's sums of u8 * s8 products can saturate on this processor."""
-    if target not in SATURATING:
+    if not target.sums_in_16_bits:
         return False
     device = CATALOGS["devices"].load("cpu").member
     return device(device.Options()).fingerprint().get("has_vnni") is False

@@ -16,7 +16,7 @@ from edgekd.measure import Latency as Measured
 from edgekd.pipeline._mixing import MIXED, SENSITIVITY
 from edgekd.pipeline._quantize_plan import plan_of
 from edgekd.pipeline._run import Run
-from edgekd.pipeline._shipping import FLOAT_FILE, INT8_FILE, pieces, predictions_name
+from edgekd.pipeline._shipping import FLOAT_STEM, INT8_STEM, pieces, predictions_name
 from edgekd.pipeline._training import WEIGHTS, history_of, predictions_of
 from edgekd.recipe import BenchSettings
 from edgekd.report import (
@@ -68,7 +68,10 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
             for target, made in mixtures.items()
         },
         parity=[
-            ParityRow(**row, min_agreement=run.recipe.export.min_agreement if row["file"] == INT8_FILE else None)
+            ParityRow(
+                **row,
+                min_agreement=run.recipe.export.min_agreement if row["file"].startswith(f"{INT8_STEM}.") else None,
+            )
             for export in exports.values()
             for row in export.manifest.metrics["parity"]
         ],
@@ -98,7 +101,8 @@ def _ladder(run: Run, targets: Sequence[str]) -> _Ladder:
             if (artifact := run.made.get(f"{name}-{target}")) is not None:
                 rows.append(_row(name, predictions_of(artifact), teacher, artifact, target=target))
         if (export := run.made.get(f"export-{target}")) is not None:
-            for name, file in (("onnx_float", FLOAT_FILE), ("onnx_int8", INT8_FILE)):
+            suffix = run.target(target).suffix
+            for name, file in (("onnx_float", FLOAT_STEM + suffix), ("onnx_int8", INT8_STEM + suffix)):
                 found = predictions_of(export, predictions_name(file))
                 size = export.file(file).stat().st_size
                 rows.append((rung(name, found, teacher=teacher, target=target, size_bytes=size), found))
@@ -285,7 +289,7 @@ def _origin(run: Run, target: str) -> list[str]:
         plan = plan_of(quantized)
         if plan.made_by == "re-emitted":
             here = quantized.manifest.metrics.get("calibrated_here", [])
-            more = f", {len(here)} ranges that only this target has calibrated here" if here else ""
+            more = f"; calibrated here is what only this target quantizes ({', '.join(here)})" if here else ""
             lines.append(f"re-emitted from the codes that were trained for {plan.made_for}{more}.")
         if plan.made_by == "re-calibrated":
             lines.append(f"the weights were trained for {plan.made_for}, the ranges calibrated here.")

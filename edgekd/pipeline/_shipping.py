@@ -18,7 +18,7 @@ from edgekd.batches import evaluation_batches
 from edgekd.devices._base import Device
 from edgekd.errors import BackendMissing
 from edgekd.evaluate import parity, predict_runner
-from edgekd.export import INPUT, golden_vectors, metadata, onnx_from_torch, save_onnx
+from edgekd.export import INPUT, golden_vectors, metadata
 from edgekd.measure import Measurement, Protocol, cold_start, measure
 from edgekd.pipeline._by_choice import chosen_groups, without_chosen
 from edgekd.pipeline._quantize_plan import plan_of, program_of
@@ -26,12 +26,14 @@ from edgekd.pipeline._run import Run, Watcher
 from edgekd.pipeline._training import as_json, example_inputs, network_of, predictions_of
 from edgekd.recipe import BenchSettings
 from edgekd.report import Fusion, fusion_of
+from edgekd.spec import Runner
 from edgekd.targets._base import Target
 from edgekd.targets._profile import profile_operators, slow_operators
 
-__all__ = ["FLOAT_FILE", "INT8_FILE", "bench_files", "bench_stage", "export_stage"]
+__all__ = ["FLOAT_STEM", "INT8_STEM", "bench_files", "bench_stage", "export_stage"]
 
-INT8_FILE, FLOAT_FILE = "model.onnx", "model_float.onnx"
+INT8_STEM, FLOAT_STEM = "model", "model_float"
+"""Names of a target's files; each ends with the target's own suffix."""
 _GOLDEN = 4
 
 
@@ -54,7 +56,11 @@ def export_stage(run: Run, target_name: str, student: Artifact, quantized: Artif
             raise BackendMissing(missing)
         _write_models(run, target, draft, student, quantized)
         _check_models(run, target, draft, student, quantized)
-        audited = None if target.missing() else _audited(run, target, draft.folder / INT8_FILE, student, quantized)
+        audited = (
+            None
+            if target.missing()
+            else _audited(run, target, draft.folder / _name(target, INT8_STEM), student, quantized)
+        )
         draft.metrics["audit"] = None if audited is None else audited.model_dump(mode="json")
         draft.metrics["engines"] = _engines(run, target, draft.folder, missing) if engine != "off" else []
 
@@ -72,7 +78,10 @@ def bench_stage(run: Run, target_name: str, exported: Artifact) -> Artifact | No
     settings = {"target": target_name, **chosen.model_dump(mode="json"), "machine": platform.node()}
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        files = {"onnx_float": exported.file(FLOAT_FILE), "onnx_int8": exported.file(INT8_FILE)}
+        files = {
+            "onnx_float": exported.file(_name(target, FLOAT_STEM)),
+            "onnx_int8": exported.file(_name(target, INT8_STEM)),
+        }
         feeds = {INPUT: example_inputs(run, chosen.batch).numpy()}
         device = run.member("devices", chosen.device)
         record = bench_files(chosen, target, files, feeds, device=device, watcher=run.watcher)
@@ -116,7 +125,12 @@ def bench_files(
         cold = {
             rung: cold_start(path, feeds, threads=threads, cores=cores).model_dump() for rung, path in opened.items()
         }
-        operators = {rung: profile_operators(path, feeds, runs=30, threads=threads) for rung, path in opened.items()}
+        operators = {
+            rung: profile_operators(path, feeds, runs=30, threads=threads)
+            if path in opened.values()
+            else target.operator_times(path, feeds, runs=30, threads=threads)
+            for rung, path in files.items()
+        }
     return {
         "target": target.name,
         "device": target.runs_on or chosen.device,
@@ -144,15 +158,13 @@ def _write_models(run: Run, target: Target, draft: Draft, student: Artifact, qua
     ids = {"student_id": student.id, "quantized_id": quantized.id, "target": target.name, "recipe": run.recipe.name}
     example = example_inputs(run, 2)
     programs: dict[str, tuple[nn.Module, bool]] = {
-        FLOAT_FILE: (network_of(run, run.recipe.student, student), False),
-        INT8_FILE: (program_of(run, quantized, student), True),
+        FLOAT_STEM: (network_of(run, run.recipe.student, student), False),
+        INT8_STEM: (program_of(run, quantized, student), True),
     }
     for name, (program, int8) in programs.items():
         notes = metadata(run.spec, {**ids, "precision": "int8" if int8 else "float32"})
-        model = onnx_from_torch(
-            program, example, target=target, opset=run.recipe.export.opset, int8=int8, metadata=notes
-        )
-        save_onnx(model, draft.folder / name)
+        path = draft.folder / _name(target, name)
+        target.write(program, example, path, int8=int8, metadata=notes, opset=run.recipe.export.opset)
     (draft.folder / "spec.json").write_text(run.spec.model_dump_json(indent=1), encoding="utf-8")
     draft.spec = run.spec
 
@@ -160,12 +172,12 @@ def _write_models(run: Run, target: Target, draft: Draft, student: Artifact, qua
 def _check_models(run: Run, target: Target, draft: Draft, student: Artifact, quantized: Artifact) -> None:
     """Run both files over the whole test split; keep their logits, their parity and golden vectors."""
     rows = []
-    for name, parent in ((FLOAT_FILE, student), (INT8_FILE, quantized)):
+    for stem, parent in ((FLOAT_STEM, student), (INT8_STEM, quantized)):
+        name = _name(target, stem)
         with target.reference(draft.folder / name, threads=torch.get_num_threads()) as runner:
             found = predict_runner(runner, evaluation_batches(run.data.test, run.data.preprocessing))
-            if name == INT8_FILE:
-                inputs = example_inputs(run, _GOLDEN).numpy()
-                golden_vectors(inputs, next(iter(runner.run({INPUT: inputs}).values())), draft.folder / "golden.npz")
+            if stem == INT8_STEM:
+                _golden(run, runner, draft.folder / "golden.npz")
         np.savez_compressed(_predictions_file(draft.folder, name), logits=found.logits, labels=found.labels)
         expected = predictions_of(parent)
         rows.append({"target": target.name, "file": name, **parity(expected.logits, found.logits).model_dump()})
@@ -177,6 +189,17 @@ def _audited(run: Run, target: Target, path: Path, student: Artifact, quantized:
     fusion = fusion_of(target.audit(path))
     chosen = chosen_groups(run, plan_of(quantized), student)
     return without_chosen(fusion, chosen, program_of(run, quantized, student), path) if chosen else fusion
+
+
+def _name(target: Target, stem: str) -> str:
+    return f"{stem}{target.suffix}"
+
+
+def _golden(run: Run, runner: Runner, path: Path) -> None:
+    """Inputs and the answers that the shipped file gives to them, in pieces as large as the file takes."""
+    ids = torch.arange(min(_GOLDEN, len(run.data.train)))
+    batches = evaluation_batches(run.data.train, run.data.preprocessing, ids=ids)
+    golden_vectors(example_inputs(run, _GOLDEN).numpy(), predict_runner(runner, batches).logits, path)
 
 
 def _predictions_file(folder: Path, model: str) -> Path:
@@ -195,8 +218,8 @@ def _engines(run: Run, target: Target, folder: Path, missing: str | None) -> lis
             {"path": "", "library": "tensorrt", "version": "", "target": target.name, "status": f"not built: {missing}"}
         ]
     records = []
-    for name in (INT8_FILE, FLOAT_FILE):
-        for built in target.build(folder / name, settings=run.recipe.export):
+    for name in (INT8_STEM, FLOAT_STEM):
+        for built in target.build(folder / _name(target, name), settings=run.recipe.export):
             records.append(
                 {
                     "path": built.path.relative_to(folder).as_posix(),
@@ -206,7 +229,7 @@ def _engines(run: Run, target: Target, folder: Path, missing: str | None) -> lis
                     "size_bytes": built.path.stat().st_size,
                     "target": target.name,
                     "status": "built",
-                    "precision": "int8 and float16" if name == INT8_FILE else "float32",
+                    "precision": "int8 and float16" if name == INT8_STEM else "float32",
                 }
             )
     return records
