@@ -12,7 +12,7 @@ offsets and better initialization", 2020, arXiv:2004.09576, equations 4 to 9.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -28,6 +28,8 @@ __all__ = [
     "rounded_tensor",
     "scaled",
 ]
+
+_PIECE = 2**18  # numbers, a megabyte
 
 SMALLEST_GAIN = 2.0**-10
 """A learned scale stays positive, and far from where an int32 bias over it overflows."""
@@ -201,9 +203,7 @@ class _LearnedTensor(torch.autograd.Function):
         values, rounded = ctx.saved_tensors
         used, (low, high) = ctx.used, ctx.ends
         inside = torch.ops.aten.hardtanh_backward(gradient, values, low, high)  # equation 5
-        # equation 3 times s: rounded - v inside, the code's value outside, where v counts as 0
-        kept = torch.ops.aten.hardtanh_backward(values, values, low, high)
-        of_scale = _inner(gradient, torch.sub(rounded, kept, out=kept))
+        of_scale = _along_scale(gradient, values, rounded, low, high)  # equation 3
         weight = _gradient_scale(values[0].numel(), used.top) / used.start
         if not ctx.with_shift:
             return inside, of_scale.mul(weight / used.scale).view(1), None, None
@@ -242,12 +242,26 @@ def _gradient_scale(count: int, top: int) -> float:
     return 1.0 / math.sqrt(max(count, 1) * top)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the products of two tensors of one shape; scalar."""
-    if a.stride() == b.stride() and (a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)):
-        flat = (a.numel(),), (1,)
-        return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
-    return (a * b).sum()
+def _along_scale(gradient: Tensor, values: Tensor, rounded: Tensor, low: float, high: float) -> Tensor:
+    """The derivative by the scale, times the scale: gradient times rounded - v inside, times rounded outside, summed.
+
+    Pieces that fit the cache spare the memory of a whole tensor, whose pages alone would take longer than the sums.
+    """
+    total = torch.zeros((), dtype=gradient.dtype, device=gradient.device)
+    for upstream, value, code in zip(*_pieces(gradient, values, rounded), strict=True):
+        inside = torch.ops.aten.hardtanh_backward(value, value, low, high)  # v inside, 0 outside
+        total += torch.dot(upstream, torch.sub(code, inside, out=inside))
+    return total
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, each cut into the same flat pieces; copied first if their layouts are unlike."""
+    first = tensors[0]
+    dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
+    alike = dense and all(one.stride() == first.stride() for one in tensors)
+    for one in tensors:
+        flat = one.as_strided((one.numel(),), (1,)) if alike else one.flatten()
+        yield tuple(flat[start : start + _PIECE] for start in range(0, max(len(flat), 1), _PIECE))
 
 
 def _along(scale: Tensor, values: Tensor, axis: int) -> Tensor:

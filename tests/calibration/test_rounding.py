@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgekd.calibration import _rounding
 from edgekd.calibration._rounding import Range, learned_channels, learned_tensor, rounded_channels, rounded_tensor
 
 
@@ -125,6 +126,22 @@ def test_gradient_of_a_scale_equals_the_one_that_autograd_finds(layout: str, low
     by_paper = float(scale.grad) / math.sqrt(values[0].numel() * high)
     # plain gradient descent on the gain moves the scale, start times gain, by what the paper says
     assert float(gain.grad) * 0.011 == pytest.approx(by_paper, rel=1e-4)
+
+
+def test_gradient_of_a_scale_does_not_depend_on_layouts_or_on_where_a_tensor_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values, weights = normal(3, 4, 5, 6) * 2, normal(3, 4, 5, 6, seed=1)
+    found = []
+    for piece in (2**18, 7):
+        monkeypatch.setattr(_rounding, "_PIECE", piece)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for upstream in (torch.contiguous_format, torch.channels_last):
+                gain = torch.ones(1, requires_grad=True)
+                rounded = learned_tensor(values.to(memory_format=layout), gain, None, Range(0.01, 0, 0, 255, 0.01, 255))
+                rounded.backward(weights.to(memory_format=upstream))
+                found.append(float(gain.grad))  # type: ignore[arg-type]
+    assert found == pytest.approx([found[0]] * 8, rel=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
