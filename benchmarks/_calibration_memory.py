@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import warnings
 from pathlib import Path
@@ -35,8 +34,7 @@ def main(tool: str, name: str, count: int, source: Path) -> None:
     else:
         before = _restarted()
         peer_calibrated(source, batches(model, count, seed=1), "entropy")
-    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"before_mib": before, "peak_mib": _field("VmHWM"), "peak_with_preparation_mib": whole}))
+    print(json.dumps({"before_mib": before, "peak_mib": _field("VmHWM")}))
 
 
 def _restarted() -> float:

@@ -208,7 +208,7 @@ class _LearnedTensor(torch.autograd.Function):
         if not ctx.with_shift:
             return inside, of_scale.mul(weight / used.scale).view(1), None, None
         # with an offset the lower end stays where that is, and the upper end is Q_P codes away from it
-        clipped = (gradient - inside).sum()
+        clipped = gradient.sum() - inside.sum()
         of_scale = of_scale - low * clipped
         return inside, of_scale.mul(weight / used.scale).view(1), clipped.mul(weight * used.top).view(1), None
 

@@ -20,7 +20,7 @@ from edgekd.targets._annotate import TargetQuantizer
 from edgekd.targets._base import Numerics
 from edgekd.targets._groups import Group, behind_quantizers, groups, live_nodes, operator_of
 
-__all__ = ["Edge", "Mixtures", "Plan"]
+__all__ = ["Edge", "Mixtures", "Plan", "elements"]
 
 Edge = tuple[Node, Node]
 """A tensor and one of its readers."""
@@ -113,7 +113,7 @@ class Mixtures:
             for tensor in plan.outputs
             if any(reader not in int8 and reader not in plan.outputs for reader in tensor.users)
         }
-        return sum(map(_elements, to_codes)), sum(map(_elements, to_floats))
+        return sum(map(elements, to_codes)), sum(map(elements, to_floats))
 
     def kept(self, plan: Plan) -> tuple[set[tuple[str, str]], set[str]]:
         """The edges and outputs of a mixture by the names that the nodes have in the prepared graph."""
@@ -185,7 +185,7 @@ def _chain(read: Node) -> tuple[str, ...]:
     return tuple(reversed(names))
 
 
-def _elements(node: Node) -> int:
+def elements(node: Node) -> int:
     """Elements of a value for one sample; its first dimension is the batch."""
     count = 1
     for size in node.meta["val"].shape[1:]:

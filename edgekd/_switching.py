@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from edgekd._plans import Mixtures, Plan
+from edgekd._plans import Mixtures, Plan, elements
 from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers
 from edgekd.errors import UsageError
 from edgekd.targets._base import Numerics
@@ -49,6 +49,12 @@ class Switchboard(Mixtures):
             node: _attribute(graph, str(node.target)) for node in self.nodes if node.op == "get_attr"
         }
         self._check()
+
+    @property
+    def kept_elements(self) -> int:
+        """Elements of all values in `borders`, per sample."""
+        kept = (node for node in self.borders if node.op != "get_attr" and isinstance(node.meta.get("val"), Tensor))
+        return max(1, sum(elements(node) for node in kept))
 
     def forward(self, plan: Plan) -> Callable[[Tensor], Tensor]:
         """A function from inputs (B, C, H, W) to logits (B, K), as the mixture computes them, without gradients."""

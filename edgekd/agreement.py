@@ -3,9 +3,6 @@
 Every runtime computes an int8 file with kernels of its own. Where they differ by more than a code's rounding, one of
 them does not compute what the file means: sums that saturate, a scale that is read as another, an operator that is
 rounded elsewhere. ONNX Runtime without optimizations, which computes the file operator by operator, is the reference.
-
-Reference for the interval: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22,
-1927.
 """
 
 from __future__ import annotations
@@ -13,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import floor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd._agreement_pairs import accuracy, compared, judged
 from edgekd._agreement_runtimes import EMULATED, PLAIN, Runtime, runtime_named, runtime_names
 from edgekd._agreement_types import Agreement, AnswerRow, PairRow
-from edgekd._intervals import wilson_interval
 from edgekd._probes import int8_sums
-from edgekd.errors import BackendMissing, DataError, GateFailed, MismatchError, ModelFileError, UsageError
+from edgekd.errors import BackendMissing, DataError, MismatchError, ModelFileError, UsageError
 from edgekd.feeds import Feeds, preprocessing_of, read_feeds
 from edgekd.spec import Preprocessing, Runner
 from edgekd.targets._modelfile import model_inputs, read_model
@@ -32,7 +28,6 @@ from edgekd.targets._saturation import Saturable, saturable_weights, with_exact_
 
 __all__ = ["EMULATED", "PLAIN", "Agreement", "AnswerRow", "PairRow", "agree", "compared", "runtime_names"]
 
-_NAMED_DISAGREEMENTS = 10
 _NOTABLE_DIFFERENCE = 0.02
 """Of the logits' range: from here on a difference is looked into. Rounding alone stays below."""
 _RESTORED = 0.5
@@ -98,43 +93,6 @@ def agree(
     if told is not None:
         told(len(work), len(work))
     return _compared_all(answers, source, missing, min_agreement, threads)
-
-
-def compared(a: NDArray[np.float64], b: NDArray[np.float64], *, names: tuple[str, str]) -> PairRow:
-    """Compare two arrays of logits, both of shape (N, K).
-
-    Raises:
-        MismatchError: the shapes differ.
-        GateFailed: a logit is NaN or infinite.
-
-    >>> row = compared(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, 0.9], [0.1, 0.2]]), names=("a", "b"))
-    >>> row.top1_agreement, round(row.max_abs_diff, 3), row.disagreeing
-    (0.5, 0.9, [1])
-    """
-    if a.shape != b.shape:
-        raise MismatchError(
-            f"{names[0]} and {names[1]} give different outputs: {list(a.shape)} and {list(b.shape)}. Only files of the"
-            " same task can be compared."
-        )
-    for name, logits in zip(names, (a, b), strict=True):
-        if not np.isfinite(logits).all():
-            raise GateFailed(f"{name}: a logit is NaN or infinite, so that it cannot be compared.")
-    same = a.argmax(axis=1) == b.argmax(axis=1)
-    difference = np.abs(a - b)
-    spread = float(a.max() - a.min())
-    agreeing, n = int(same.sum()), len(a)
-    return PairRow(
-        a=names[0],
-        b=names[1],
-        n=n,
-        agreeing=agreeing,
-        top1_agreement=agreeing / n,
-        ci95=wilson_interval(agreeing, n),
-        max_abs_diff=float(difference.max()),
-        max_rel_diff=float(difference.max()) / spread if spread else 0.0,
-        mean_abs_diff=float(difference.mean()),
-        disagreeing=[int(index) for index in np.flatnonzero(~same)[:_NAMED_DISAGREEMENTS]],
-    )
 
 
 class _Source:
@@ -247,7 +205,7 @@ def _compared_all(
                 file=one.path.name,
                 runtime=one.runtime.name,
                 version=one.version,
-                accuracy=_accuracy(one.logits, source.labels),
+                accuracy=accuracy(one.logits, source.labels),
                 differs_by=pair.max_rel_diff if pair is not None else None,
                 cause=_cause(one, pair, reference, source, threads) if pair is not None else None,
             )
@@ -256,22 +214,10 @@ def _compared_all(
         samples=len(reference.logits),
         reference=reference.name,
         answers=rows,
-        pairs=[_judged(pair, reference.name, min_agreement) for pair in pairs],
+        pairs=[judged(pair, reference.name, min_agreement) for pair in pairs],
         min_agreement=min_agreement,
         missing=missing,
     )
-
-
-def _accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64] | None) -> float | None:
-    return None if labels is None else float((logits.argmax(axis=1) == labels[: len(logits)]).mean())
-
-
-def _judged(pair: PairRow, reference: str, min_agreement: float | None) -> PairRow:
-    if min_agreement is None or pair.a != reference:
-        return pair
-    # a share of few samples may allow none, and two logits that tie say nothing about the file
-    allowed = max(1, floor((1.0 - min_agreement) * pair.n * (1.0 + 1e-12)))
-    return pair.model_copy(update={"passed": pair.n - pair.agreeing <= allowed})
 
 
 def _cause(answer: _Answer, pair: PairRow, reference: _Answer, source: _Source, threads: int) -> str | None:

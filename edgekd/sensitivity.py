@@ -27,8 +27,8 @@ __all__ = ["EQUAL_DB", "OUTPUT_DB", "WEIGHT_DB", "GroupSensitivity", "Labelled",
 Labelled = tuple[Tensor, Tensor | None]
 """Inputs (B, C, H, W) and their classes (B,), or None."""
 
-_PIECE = 8
-"""Samples whose activations are kept at a time."""
+_KEPT_VALUES, _MOST_SAMPLES = 1 << 25, 64
+"""Activations kept at a time, 128 MiB of them, and samples at most."""
 
 
 def measure(
@@ -40,8 +40,9 @@ def measure(
 ) -> Sensitivity:
     """Measure every int8 group of a graph, in one pass over any number of samples.
 
-    Activations of at most 8 samples are held at a time; everything else is sums. A sample costs about as much as
-    running the network one and a half times for each of its groups: 64 to 300 samples tell the groups apart.
+    Memory does not grow with the samples: a few of them at a time, so that their activations fit 128 MiB, and sums. A
+    sample costs about as much as running the network one and a half times for each of its groups: 64 to 300 samples
+    tell the groups apart.
 
     Args:
         graph: from `quantize.prepare`, calibrated or trained; it is not changed.
@@ -57,10 +58,12 @@ def measure(
     Reference: Wu, Judd, Zhang, Isaev, Micikevicius, "Integer Quantization for Deep Learning Inference: Principles and
     Empirical Evaluation", 2020, arXiv:2004.09602, on partial quantization (one layer at a time).
     """
-    sums = _Sums(Switchboard(graph, numerics=numerics))
+    board = Switchboard(graph, numerics=numerics)
+    piece = max(1, min(_MOST_SAMPLES, _KEPT_VALUES // board.kept_elements))
+    sums = _Sums(board)
     for inputs, labels in batches:
-        for start in range(0, len(inputs), _PIECE):
-            part = slice(start, start + _PIECE)
+        for start in range(0, len(inputs), piece):
+            part = slice(start, start + piece)
             sums.add(inputs[part], None if labels is None else labels[part])
             if progress is not None:
                 progress(sums.n)

@@ -15,6 +15,7 @@ from int8_models import exported, images
 from onnx import TensorProto, helper
 from ort_graphs import C, H, QdqGraph, residual_network
 
+from edgekd._agreement_pairs import judged
 from edgekd._intervals import wilson_interval
 from edgekd._probes import int8_sums
 from edgekd.agreement import EMULATED, PLAIN, agree, compared, runtime_names
@@ -147,14 +148,12 @@ def test_gate_fails_when_a_kernel_reads_another_scale_than_the_file_says(tmp_pat
 
 
 def test_one_sample_may_always_differ() -> None:
-    from edgekd.agreement import _judged
-
     a = np.eye(4)[np.zeros(10, int)]
     for wrong, passed in ((0, True), (1, True), (2, False)):
         b = a.copy()
         b[:wrong] = np.eye(4)[3]
-        assert _judged(compared(a, b, names=("r", "b")), "r", 1.0).passed is passed
-    assert _judged(compared(a, a, names=("x", "b")), "r", 1.0).passed is None
+        assert judged(compared(a, b, names=("r", "b")), "r", 1.0).passed is passed
+    assert judged(compared(a, a, names=("x", "b")), "r", 1.0).passed is None
 
 
 def test_labels_give_accuracies_and_limit_takes_the_first(model: Path, data: Path) -> None:

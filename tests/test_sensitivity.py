@@ -162,8 +162,22 @@ def test_accuracy_is_left_out_when_there_are_no_labels() -> None:
 def test_progress_counts_samples() -> None:
     inputs, _ = samples("fine")
     told: list[int] = []
-    measure(graph("fine"), [(inputs[:12], None)], numerics=numerics(), progress=told.append)
-    assert told == [8, 12]
+    measure(graph("fine"), [(inputs[:12], None), (inputs[12:17], None)], numerics=numerics(), progress=told.append)
+    assert told == [12, 17]
+
+
+def test_large_batches_are_taken_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured("bad_weights", batch=64)
+    per_sample = Switchboard(graph("bad_weights"), numerics=numerics()).kept_elements
+    # the input, three ReLUs, the pool, its flattened form if it has one, and the logits
+    assert 4 * 128 + 8 + 5 <= per_sample <= 4 * 128 + 2 * 8 + 5 + 8
+    monkeypatch.setattr(sensitivity, "_KEPT_VALUES", 10 * per_sample + 1)
+    told: list[int] = []
+    inputs, labels = samples("bad_weights")
+    pieces = measure(graph("bad_weights"), [(inputs, labels)], numerics=numerics(), progress=told.append)
+    assert told == [10, 20, 30, 40, 50, 60, 64]
+    assert pieces.accuracy_int8 == whole.accuracy_int8
+    assert pieces.kl_int8 == pytest.approx(whole.kl_int8, rel=1e-6)
 
 
 def test_result_survives_json() -> None:

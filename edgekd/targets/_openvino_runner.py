@@ -56,7 +56,7 @@ class OpenVinoRunner:
         if exact_threads and self.threads != threads:
             raise UsageError(
                 f"{self._where}: {threads} threads were asked for and OpenVINO takes {self.threads}: one for each core"
-                " that this process may use. Ask for as many."
+                " that the process might use when it first opened a model. Ask for as many, or do not pin it to fewer."
             )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

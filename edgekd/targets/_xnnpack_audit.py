@@ -23,6 +23,7 @@ _ELEMENTWISE = frozenset(
     }
 )  # fmt: skip
 """What has an int8 kernel; asked to use it only where codes come in and could go out."""
+_ONE_GRID = frozenset(kind for kind in _ELEMENTWISE if kind.startswith(("Concatenate", "MaxPooling", "Static")))
 _MOVES = frozenset({"Copy", "StaticReshape", "StaticTranspose"})
 _WEIGHTED_OUTSIDE = ("aten::addmm", "aten::convolution", "aten::linear", "aten::mm.")
 _OUTSIDE_MOVES = ("aten::view_copy", "aten::clone", "dim_order_ops::", "quantized_decomposed::", "executorch_prim::")
@@ -172,10 +173,10 @@ class _Delegate:
         before = {self._values[n].grid for d in one.data if (m := self._maker.get(d)) for n in m.data}
         readers = [other for other in self._operators if not set(one.results).isdisjoint(other.data)]
         behind = {self._values[n].grid for other in readers for n in other.results}
-        if one.kind in ("StaticConstantPad", "StaticSlice", "MaxPooling2d") and before != behind:
+        if one.kind in _ONE_GRID and len(before | behind) > 1:
             return (
                 "its Q/DQ parameters before and behind it differ",
-                "give both sides the same scale and zero-point",
+                "give all its inputs and its result the same scale and zero-point",
             )
         if len(readers) > 1:
             return (

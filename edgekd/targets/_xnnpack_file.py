@@ -24,6 +24,8 @@ _MAGIC = slice(4, 8)
 _EIGHT_BIT = frozenset({"qint8", "quint8", "qcint8"})
 _NOT_A_NUMBER = re.compile(rb"(: *)([-+]?(?:inf|nan))")
 _WEIGHT_FIELDS = ("filter_id", "bias_id")
+_NO_VALUE = 2**32 - 1
+"""Where a tensor may be left out."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _delegate(payload: bytes, names: Mapping[str, str]) -> Delegate:
 def _operator(index: int, node: Mapping[str, Any], names: Mapping[str, str]) -> DelegatedOperator:
     fields: dict[str, Any] = node["xnode_union"]
     kind = str(node["xnode_union_type"]).removeprefix("XNN")
-    ids = {key: int(value) for key, value in fields.items() if key.endswith("_id")}
+    ids = {key: int(value) for key, value in fields.items() if key.endswith("_id") and value != _NO_VALUE}
     data = [value for key, value in ids.items() if not key.startswith("output") and key not in _WEIGHT_FIELDS]
     return DelegatedOperator(
         kind=kind,

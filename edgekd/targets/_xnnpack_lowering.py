@@ -16,7 +16,7 @@ from edgekd.errors import MismatchError
 from edgekd.targets._xnnpack_file import METHOD, NOTES
 from edgekd.targets._xnnpack_library import et_module, quiet
 from edgekd.targets._xnnpack_partition import partitioner
-from edgekd.targets._xnnpack_program import without_loose_weights
+from edgekd.targets._xnnpack_program import prepared
 
 __all__ = ["write_pte"]
 
@@ -42,7 +42,7 @@ def write_pte(
         BackendMissing: no ExecuTorch.
     """
     # a converted program has no train and eval mode of its own and refuses the call
-    module = without_loose_weights(program) if isinstance(program, GraphModule) else copy.deepcopy(program).eval()
+    module = prepared(program) if isinstance(program, GraphModule) else copy.deepcopy(program).eval()
     notes: dict[str, Any] = {"inputs": [names[0]], "outputs": [names[1]], "metadata": dict(metadata)}
     exir, parts = et_module("exir"), [partitioner()]
     # kernels for what of a quantized graph stays outside the delegate

@@ -1,8 +1,9 @@
-"""Which operators go into the XNNPACK delegate: ExecuTorch's own list, with three rules that it is too strict about.
+"""Which operators go into the XNNPACK delegate: ExecuTorch's own list, put right where it is too strict or too lax.
 
-Found with ExecuTorch 1.5.1. Its list lets padding by zeros run in float only, although the delegate pads codes and even
-takes the padding into the convolution behind it; and it lets a sum or product take in a ReLU but no ReLU6, although the
-delegate clamps by any two numbers.
+Found with ExecuTorch 1.5.1. Its list lets padding run in float only, although the delegate pads codes and even takes
+the padding into the convolution behind it; it lets a sum or product take in a ReLU but no ReLU6, although the
+delegate clamps by any two numbers. And it hands the delegate concatenations and other moves of codes whose grids before
+and behind differ, with which the file does not load.
 """
 
 from __future__ import annotations
@@ -15,6 +16,19 @@ from edgekd.targets._xnnpack_library import et_module
 __all__ = ["partitioner"]
 
 _CLAMPS = ["relu.default", "hardtanh.default"]
+_CLAMPED = ("add.Tensor", "mul.Tensor")
+_PADDING = "constant_pad_nd.default"
+_MOVES = (
+    "cat.default",
+    _PADDING,
+    "hardtanh.default",
+    "max_pool2d.default",
+    "permute_copy.default",
+    "relu.default",
+    "unsqueeze_copy.default",
+    "view_copy.default",
+)
+_DEQUANTIZE, _QUANTIZE = "dequantize_per_tensor", "quantize_per_tensor"
 
 
 def partitioner() -> Any:
@@ -29,48 +43,52 @@ def partitioner() -> Any:
 
 @cache
 def _configs() -> tuple[Any, ...]:
-    own = {config.target_name: config for config in (_padding(), *_with_clamps())}
-    listed = et_module("backends.xnnpack.partition.config").ALL_PARTITIONER_CONFIGS
-    return tuple(own.get(getattr(config, "target_name", ""), config) for config in listed)
+    return tuple(_own(config) for config in et_module("backends.xnnpack.partition.config").ALL_PARTITIONER_CONFIGS)
 
 
-def _padding() -> Any:
-    """Padding by zeros between a DQ and a Q of the same parameters, on the codes themselves."""
-    generic = et_module("backends.xnnpack.partition.config.generic_node_configs")
+def _own(config: Any) -> Any:
+    """One rule of ExecuTorch, or ours in its place."""
+    name = getattr(config, "target_name", "")
+    if name in _MOVES:
+        return _on_one_grid(config, padding=name == _PADDING)
+    return _clamped(config) if name in _CLAMPED else config
+
+
+def _on_one_grid(base: Any, *, padding: bool) -> Any:
+    """The rule of an operator that moves values: on codes only if they mean the same before and behind it."""
     precision = et_module("backends.xnnpack.partition.config.xnnpack_config").ConfigPrecisionType
+
+    def get_node_and_deps(self: Any, node: Any, ep: Any) -> list[Any]:
+        fits = _keeps_grid(node) and (not padding or _adds_zeros(node))
+        found: list[Any] = base.get_node_and_deps(self, node, ep) if fits else [node]
+        return found
 
     def supported_precision_types(self: Any) -> list[Any]:
         return [precision.FP32, precision.STATIC_QUANT]
 
-    def get_node_and_deps(self: Any, node: Any, ep: Any) -> list[Any]:
-        found: list[Any] = base.get_node_and_deps(self, node, ep) if _keeps_grid(node) else [node]
-        return found
-
-    base = generic.ConstantPadConfig
-    members = {"supported_precision_types": supported_precision_types, "get_node_and_deps": get_node_and_deps}
-    return type("CodePaddingConfig", (base,), members)
+    members = {"get_node_and_deps": get_node_and_deps, "supported_precision_types": supported_precision_types}
+    return type(f"OneGrid{base.__name__}", (base,), members)
 
 
 def _keeps_grid(node: Any) -> bool:
-    """Whether padding adds zeros and its result has the grid of its input."""
-    source, users = node.args[0], list(node.users)
-    value = node.args[2] if len(node.args) > 2 else 0.0
-    pair = "dequantize_per_tensor" in str(source.target) and len(users) == 1
-    return (
-        pair and value == 0.0 and "quantize_per_tensor" in str(users[0].target) and source.args[1:] == users[0].args[1:]
-    )
+    """Whether every input comes from a DQ and the one reader is a Q, all of the same parameters."""
+    sources, users = node.all_input_nodes, list(node.users)
+    if len(users) != 1 or not all(_DEQUANTIZE in str(one.target) for one in sources):
+        return False
+    reader = users[0]
+    is_quantizer = _QUANTIZE in str(reader.target) and _DEQUANTIZE not in str(reader.target)
+    return is_quantizer and all(one.args[1:] == reader.args[1:] for one in sources)
 
 
-def _with_clamps() -> list[Any]:
-    generic = et_module("backends.xnnpack.partition.config.generic_node_configs")
-    return [_clamped(generic.AddConfig, "ClampedAddConfig"), _clamped(generic.MulConfig, "ClampedMulConfig")]
+def _adds_zeros(node: Any) -> bool:
+    return len(node.args) < 3 or node.args[2] in (0, 0.0)
 
 
-def _clamped(base: Any, name: str) -> Any:
+def _clamped(base: Any) -> Any:
     """The rule of a sum or product, which takes in a clamp behind it."""
 
-    def _init(self: Any, **options: Any) -> None:
+    def init(self: Any, **options: Any) -> None:
         base.__init__(self, **options)
         self.fused_acts = _CLAMPS
 
-    return type(name, (base,), {"__init__": _init})
+    return type(f"Clamped{base.__name__}", (base,), {"__init__": init})

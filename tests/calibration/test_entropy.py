@@ -63,7 +63,7 @@ def by_hand(histogram: Histogram, low: float, high: float, grid: Grid) -> float:
         elif shaped:
             inside[code].append(shaped)
     total = sum(counts)
-    found = total * math.log((total - left - right) / total)
+    found: float = total * math.log((total - left - right) / total)
     masses = [sum(ones) for ones in inside.values()]
     for clipped, outer in ((left, masses[:8]), (right, masses[-8:])):
         own = max(sum(outer) / 8, 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from edgekd.batches import calibration_ids
 from edgekd.calibration import _selection
 from edgekd.calibration._selection import first, k_center, random
-from edgekd.datasets._base import Samples
+from edgekd.datasets._base import InMemorySamples
 from edgekd.errors import DataError, UsageError
 
 IDS = torch.tensor([40, 10, 30, 20, 50])
@@ -46,14 +47,8 @@ def test_random_does_not_depend_on_the_order_of_the_candidates() -> None:
 
 
 def test_random_is_the_choice_that_data_sets_make() -> None:
-    class Counted(Samples):
-        def __init__(self) -> None:
-            pass
-
-        def __len__(self) -> int:
-            return 77
-
-    wanted = calibration_ids(Counted(), 20, seed=5)
+    samples = InMemorySamples(torch.zeros(77, 1, 2, 2), torch.zeros(77, dtype=torch.int64))
+    wanted = calibration_ids(samples, 20, seed=5)
     assert torch.equal(random(torch.arange(77), 20, seed=5), wanted)
 
 
@@ -112,10 +107,10 @@ def test_k_center_is_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(k_center(points.numpy(), 30, seed=1), whole)
 
 
-def test_k_center_reads_features_that_are_mapped_from_a_file(tmp_path: object) -> None:
+def test_k_center_reads_features_that_are_mapped_from_a_file(tmp_path: Path) -> None:
     points = features(50).numpy()
-    np.save(f"{tmp_path}/features.npy", points)
-    mapped = np.load(f"{tmp_path}/features.npy", mmap_mode="r")
+    np.save(tmp_path / "features.npy", points)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
     assert torch.equal(k_center(mapped, 9, seed=0), k_center(points, 9, seed=0))
 
 

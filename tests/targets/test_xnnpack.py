@@ -22,7 +22,7 @@ from edgekd.spec import Options, Runner
 from edgekd.targets import _xnnpack_library as library
 from edgekd.targets._xnnpack_audit import ran_as_int8
 from edgekd.targets._xnnpack_file import DelegatedOperator, Program, read_pte
-from edgekd.targets._xnnpack_program import without_loose_weights
+from edgekd.targets._xnnpack_program import prepared
 from edgekd.targets._xnnpack_runner import PteRunner
 from edgekd.targets.onnxruntime_arm import OnnxRuntimeArm
 from edgekd.targets.xnnpack import Xnnpack
@@ -37,17 +37,19 @@ NOTES = {"edgekd.labels": '["ä", "b"]'}
 
 
 class Network(nn.Module):
-    """What ExecuTorch's own list would leave in float (padding, a ReLU6 behind a sum), and what has no int8 kernel."""
+    """What ExecuTorch's own list would leave in float (padding, a ReLU6 behind a sum) or on several grids."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.skip = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, stride=2)
-        self.body, self.gate = nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 8, 1)
-        self.fc = nn.Linear(8, CLASSES)
+        self.body, self.side = nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 4, 1)
+        self.gate = nn.Conv2d(12, 12, 1)
+        self.fc = nn.Linear(12, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.avg_pool2d(F.relu6(self.stem(x)), 2)
         x = F.relu6(self.body(F.pad(x, (0, 1, 0, 1))) + self.skip(x))
+        x = F.relu(torch.cat([self.side(x), x], 1))
         x = x * torch.sigmoid(self.gate(x))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
@@ -139,6 +141,7 @@ def test_padding_and_clamped_sum_run_on_codes_and_one_delegate_holds_everything(
     int8 = kinds(int8_file)
     assert {kind for kind, all_of_them in int8.items() if all_of_them} >= {
         "Add",
+        "Concatenate2",
         "Conv2d",
         "FullyConnected",
         "GlobalAvgPooling2d",
@@ -159,13 +162,22 @@ def test_layer_with_a_float_result_gets_a_float_weight_since_the_delegate_would_
 
 
 def test_only_the_loose_weight_becomes_float() -> None:
-    made = without_loose_weights(loose())
+    made = prepared(loose())
     read = [str(node.target) for node in made.graph.nodes if node.op == "get_attr"]
     assert sum(name.endswith("_float_weight") for name in read) == 1
     assert sum("dequantize_per_channel" in str(node.target) for node in made.graph.nodes) == 1
     torch.testing.assert_close(meant(made), meant(loose()))
-    untouched = without_loose_weights(program())
-    assert sum("dequantize_per_channel" in str(node.target) for node in untouched.graph.nodes) == 5
+    untouched = prepared(program())
+    assert sum("dequantize_per_channel" in str(node.target) for node in untouched.graph.nodes) == 6
+
+
+def test_concatenation_gets_one_grid_and_the_program_stays_the_same() -> None:
+    made = prepared(program())
+    (concatenation,) = [node for node in made.graph.nodes if "cat.default" in str(node.target)]
+    (behind,) = concatenation.users
+    assert "quantize_per_tensor" in str(behind.target)  # which does what the ReLU between them did
+    assert {part.args[1:] for part in concatenation.args[0]} == {behind.args[1:]}
+    torch.testing.assert_close(meant(made), meant(program()), rtol=0, atol=0)
 
 
 # what the file says about itself
@@ -180,6 +192,7 @@ def test_file_carries_names_metadata_and_the_modules_of_its_operators(int8_file:
         "stem",
         "body",
         "skip",
+        "side",
         "gate",
         "fc",
     ]
@@ -249,10 +262,10 @@ def test_audit_counts_int8_and_lists_what_has_no_kernel(int8_file: Path) -> None
     audit = Xnnpack().audit(int8_file)
     assert (audit.target, audit.islands, audit.coverage) == ("xnnpack", (), 1.0)
     assert audit.legitimate == {"AvgPooling2d": 1, "Sigmoid": 1}
-    # 4 convolutions, padding, sum, product, global pool, classifier
-    assert audit.quantizable == 9
+    # 5 convolutions, padding, sum, concatenation, product, global pool, classifier
+    assert audit.quantizable == 11
     # XNNPACK computes a 1x1 convolution as a fully connected layer, and takes the padding into the convolution
-    assert sum(count for kernel, count in audit.operators.items() if "QC8" in kernel) == 5
+    assert sum(count for kernel, count in audit.operators.items() if "QC8" in kernel) == 6
 
 
 def test_float_file_is_all_islands_when_int8_is_asked(float_file: Path) -> None:
