@@ -28,8 +28,10 @@ __all__ = [
 def learn_ranges(graph: GraphModule, *, activations: bool = True, weights: bool = True, rate: float = 1.0) -> None:
     """Give the ranges of a calibrated graph parameters, which train in phase `learn`.
 
-    The parameters are relative to the ranges at the start. An adaptive optimizer (AdamW) therefore moves a scale by
-    about `rate` times its learning rate of itself in a step; plain gradient descent moves it by what LSQ says.
+    The range of the graph's input stays as calibrated: data do not adapt to it, and its gradient would have to come
+    back through the whole first layer. The parameters are relative to the ranges at the start. An adaptive optimizer
+    (AdamW) therefore moves a scale by about `rate` times its learning rate of itself in a step; plain gradient descent
+    moves it by what LSQ says.
 
     Args:
         graph: prepared and calibrated.
@@ -38,8 +40,9 @@ def learn_ranges(graph: GraphModule, *, activations: bool = True, weights: bool 
         rate: learning rate of the scales over that of the weights, > 0.
     """
     if activations:
-        for _, quantizer in quantizers(graph):
-            if isinstance(quantizer, ActivationQuantizer):
+        of_input = {str(user.target) for node in graph.graph.nodes if node.op == "placeholder" for user in node.users}
+        for name, quantizer in quantizers(graph):
+            if isinstance(quantizer, ActivationQuantizer) and name not in of_input:
                 quantizer.learn()
     if weights:
         for quantizer, weight in quantized_weights(graph):

@@ -10,7 +10,14 @@ from torch import nn, optim
 
 from edgekd.recipe import TrainSettings
 
-__all__ = ["learning_rate", "make_optimizer", "own_rates", "set_learning_rate", "trained_parameters"]
+__all__ = [
+    "clipped_together",
+    "learning_rate",
+    "make_optimizer",
+    "own_rates",
+    "set_learning_rate",
+    "trained_parameters",
+]
 
 
 def learning_rate(step: int, *, total: int, steps_per_epoch: int, settings: TrainSettings) -> float:
@@ -77,6 +84,17 @@ def own_rates(modules: Iterable[nn.Module]) -> dict[int, float]:
     """
     parts = [part for module in modules for part in module.modules() if hasattr(part, "own_rate")]
     return {id(one): float(part.own_rate) for part in parts for one in part.parameters(recurse=False)}  # type: ignore[arg-type]
+
+
+def clipped_together(optimizer: optim.Optimizer) -> list[list[nn.Parameter]]:
+    """The parameters whose gradients share a norm: weights, and those with a rate of their own.
+
+    A gradient by a relative scale is much larger than one by a weight; in one norm it would shorten all other steps.
+    """
+    sets: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for group in optimizer.param_groups:
+        sets["rate" in group].extend(group["params"])
+    return [one for one in sets.values() if one]
 
 
 def set_learning_rate(optimizer: optim.Optimizer, rate: float) -> None:

@@ -25,7 +25,7 @@ from edgekd._compatible import check_compatible
 from edgekd._compute import accelerator, faster_layout, threads
 from edgekd._fit_types import BatchSource, EpochRecord, FitResult, Hooks, RawBatch, Tick, set_training
 from edgekd._ledger import Ledger, TermMean
-from edgekd._schedule import learning_rate, make_optimizer, set_learning_rate, trained_parameters
+from edgekd._schedule import clipped_together, learning_rate, make_optimizer, set_learning_rate
 from edgekd.errors import TrainingDiverged, UsageError
 from edgekd.methods._base import Batch, Method
 from edgekd.recipe import ComputeSettings, TrainSettings
@@ -110,8 +110,8 @@ class _Run:
         self.accelerator = accelerator(compute)
         set_seed(seed)
         self._prepare()
-        self.parameters = trained_parameters(method.trained())
         self.optimizer = make_optimizer(method.trained(), settings=settings)
+        self.clipped = clipped_together(self.optimizer)
         self.average = Average(method.exported(), settings.ema_decay) if settings.ema_decay else None
         self.history: list[EpochRecord] = []
         self.checkpoint: Path | None = None
@@ -205,7 +205,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if self.settings.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm)
+            for parameters in self.clipped:
+                nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
         self.optimizer.step()
         if self.average:
             self.average.update()

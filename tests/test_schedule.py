@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd._schedule import learning_rate, make_optimizer, set_learning_rate
+from edgekd._schedule import clipped_together, learning_rate, make_optimizer, set_learning_rate
 from edgekd.recipe import TrainSettings
 
 
@@ -73,6 +73,13 @@ def test_parameters_with_a_rate_of_their_own_have_groups_without_decay():
     assert found == [(0.3, 4, None), (0.0, 1, None), (0.0, 2, 0.1), (0.0, 1, 5.0)]
     set_learning_rate(optimizer, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1, 0.01, 0.5])
+
+
+def test_gradients_are_clipped_apart_from_those_with_a_rate_of_their_own():
+    model = nn.Sequential(nn.Linear(2, 2), _Slow(0.1, 3), _Slow(5.0, 1))
+    sets = clipped_together(make_optimizer([model], settings=TrainSettings()))
+    assert [sorted(one.numel() for one in each) for each in sets] == [[2, 4, 4, 4], [1, 9]]
+    assert [len(each) for each in clipped_together(make_optimizer([nn.Linear(2, 2)], settings=TrainSettings()))] == [2]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -71,7 +71,7 @@ def test_learning_starts_with_what_the_calibrated_graph_computes(target: str) ->
     prepared = graph(target)
     before = prepared(images(8))[0]
     learn_ranges(prepared)
-    for phase in ("learn", "frozen", "track"):
+    for phase in ("learn", "frozen"):
         set_phase(prepared, phase)  # type: ignore[arg-type]
         assert torch.equal(prepared(images(8))[0], before), phase
 
@@ -80,7 +80,7 @@ def test_every_range_of_a_graph_has_a_gradient_while_it_learns_and_none_when_fro
     prepared = graph()
     learn_ranges(prepared, rate=0.5)
     scales = {name: one for name, one in prepared.named_parameters() if name.endswith((".gain", ".shift"))}
-    assert len(scales) >= 8
+    assert len(scales) >= 7
     prepared(images(8))[0].square().sum().backward()
     assert all(one.grad is None for one in scales.values())  # still frozen
     set_phase(prepared, "learn")
@@ -94,9 +94,11 @@ def test_every_range_of_a_graph_has_a_gradient_while_it_learns_and_none_when_fro
 def test_either_kind_learns_alone(activations: bool, weights: bool) -> None:
     prepared = graph()
     learn_ranges(prepared, activations=activations, weights=weights)
-    for _, quantizer in quantizers(prepared):
+    of_input = next(user.target for node in prepared.graph.nodes if node.op == "placeholder" for user in node.users)
+    for name, quantizer in quantizers(prepared):
         expected = activations if isinstance(quantizer, ActivationQuantizer) else weights
-        assert (quantizer.gain is not None) is expected
+        # data do not adapt to a range: the input's stays as calibrated
+        assert (quantizer.gain is not None) is (expected and name != of_input)
 
 
 def test_phase_learn_is_refused_when_nothing_can() -> None:
