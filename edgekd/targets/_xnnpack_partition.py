@@ -87,8 +87,8 @@ def _adds_zeros(node: Any) -> bool:
 def _clamped(base: Any) -> Any:
     """The rule of a sum or product, which takes in a clamp behind it."""
 
-    def init(self: Any, **options: Any) -> None:
+    def _init(self: Any, **options: Any) -> None:
         base.__init__(self, **options)
         self.fused_acts = _CLAMPS
 
-    return type(f"Clamped{base.__name__}", (base,), {"__init__": init})
+    return type(f"Clamped{base.__name__}", (base,), {"__init__": _init})
