@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 # before torch is imported anywhere, and inherited by every process that a test starts
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell's background job ignores Ctrl-C, and would hand that down to the commands whose Ctrl-C is tested
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -181,7 +181,10 @@ def test_command_stopped_at_any_moment_goes_on(recipe_file: Path, tmp_path: Path
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             time.sleep(seconds)
             process.send_signal(number)
-            _, said = process.communicate(timeout=60)
+            try:
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()  # one that does not stop must not hold up everything else
             codes.append(process.returncode)
         assert sound(out)
         assert "Traceback" not in said
