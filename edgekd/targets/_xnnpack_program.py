@@ -93,14 +93,17 @@ def _rounded(program: GraphModule, part: Node, grid: tuple[Any, ...], rounds: An
 
 def _clamps_as_much(quantize: Node, clamp: Node) -> bool:
     """Whether the codes of a Q reach no further than a clamp lets pass."""
-    scale, zero_point, low, high = quantize.args[1:5]
-    if not all(isinstance(one, (int, float)) for one in (scale, zero_point, low, high)) or zero_point != low:
+    grid = [one for one in quantize.args[1:5] if isinstance(one, (int, float))]
+    if len(grid) < 4:
         return False
-    if clamp.target is _aten.relu.default:
-        return True
-    lower, upper = clamp.args[1:3]
+    scale, zero_point, low, high = grid
+    if zero_point != low:
+        return False
+    bounds = [one for one in clamp.args[1:3] if isinstance(one, (int, float))]
+    if clamp.target is _aten.relu.default or len(bounds) < 2:
+        return clamp.target is _aten.relu.default
     # a range that ends at the bound may end a rounding error above it
-    return bool(lower == 0 and float(scale) * (int(high) - int(low)) <= float(upper) * (1 + 1e-6))  # type: ignore[arg-type]
+    return bounds[0] == 0 and scale * (high - low) <= bounds[1] * (1 + 1e-6)
 
 
 def _store_float(program: GraphModule, node: Node) -> None:
