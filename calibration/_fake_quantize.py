@@ -27,6 +27,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 
 from edgekd.calibration._base import Calibrator, Grid
 from edgekd.calibration._histogram import Histogram
+from edgekd.calibration._pair_sums import LARGEST_SUM, largest_pair
 from edgekd.calibration._rounding import (
     SMALLEST_GAIN,
     Range,
@@ -201,6 +202,8 @@ class ActivationQuantizer(_Quantizer):
 class WeightQuantizer(_Quantizer):
     """One scale per output channel, from the weights as they are now unless it was learned; zero-point 0.
 
+    With `pairs` the scale is large enough for neighbouring codes to be summed in 16 bits, see `_pair_sums`.
+
     The class's name must hold "PerChannel" for torchao to pass the axis; see `PerChannelWeightQuantizer`.
     """
 
@@ -216,9 +219,10 @@ class WeightQuantizer(_Quantizer):
         qscheme: Any,
         ch_axis: int = 0,
         is_dynamic: bool = False,
+        pairs: bool = False,
     ) -> None:
         super().__init__(grid, dtype, quant_min, quant_max, qscheme, is_dynamic)
-        self.ch_axis = ch_axis
+        self.ch_axis, self.pairs = ch_axis, pairs
         self._weight: Tensor | None = None
         self.register_buffer("scale", None)
 
@@ -246,6 +250,8 @@ class WeightQuantizer(_Quantizer):
         """Scale and zero-point that this weight gets, both of shape (output channels,)."""
         if self.scale is not None:
             scale = self.scale if self.gain is None else scaled(self.scale, self.gain.detach())
+            if self.pairs:
+                scale = torch.maximum(scale, self._largest_pair(weight) / LARGEST_SUM)
         else:
             scale = self._covering(weight.detach())
         scale = self.grid.stored(scale)
@@ -256,7 +262,14 @@ class WeightQuantizer(_Quantizer):
         largest = torch.maximum(weight.amax(axes), -weight.amin(axes)).float()
         # a channel of zeros would make the bias's scale s_x * s_w so small that its int32 code overflows
         floor = largest.max().clamp(min=1e-6) * 2.0**-12
-        return torch.maximum(largest, floor) / self.grid.high
+        largest = torch.maximum(largest, floor)
+        if not self.pairs:
+            return largest / self.grid.high
+        # the largest weight stays exactly a code, as without pairs: on EfficientNet-Lite0 that is worth 0.7 dB
+        return largest / (LARGEST_SUM * largest / self._largest_pair(weight)).floor().clamp(max=self.grid.high)
+
+    def _largest_pair(self, weight: Tensor) -> Tensor:
+        return largest_pair(weight.movedim(self.ch_axis, 0)).float()
 
     def forward(self, weight: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgekd._files import write_whole
 from edgekd.artifact import content_hash
 from edgekd.calibration._histogram import Histogram
+from edgekd.calibration._means import Mean
 from edgekd.errors import ArtifactError, MismatchError
 
 __all__ = ["Statistics", "load", "merge", "save"]
@@ -32,11 +33,13 @@ class Statistics:
             preprocessing, whatever changes what is seen.
         histograms: by name of the tensor.
         parts: which parts of the samples were seen, if several processes share them: "0 of 2", ...; each counts once.
+        means: of what weighted operators read.
     """
 
     fingerprint: Mapping[str, Any]
     histograms: Mapping[str, Histogram]
     parts: tuple[str, ...] = ("all",)
+    means: Mapping[str, Mean] = field(default_factory=dict)
 
 
 def save(statistics: Statistics, path: Path) -> Path:
@@ -50,6 +53,7 @@ def save(statistics: Statistics, path: Path) -> Path:
         "fingerprint": _plain(statistics.fingerprint),
         "parts": sorted(statistics.parts),
         "tensors": {name: statistics.histograms[name].to_json() for name in sorted(statistics.histograms)},
+        "means": {name: statistics.means[name].to_json() for name in sorted(statistics.means)},
     }
     text = json.dumps({**content, "sha256": content_hash(content)}, allow_nan=False, separators=(",", ":"))
     write_whole(path, text.encode())
@@ -72,7 +76,8 @@ def load(path: Path, *, fingerprint: Mapping[str, Any] | None = None) -> Statist
         _check_same(content["fingerprint"], _plain(fingerprint), f"{path} has", "here it is", "Calibrate again")
     try:
         histograms = {name: Histogram.from_json(values) for name, values in content["tensors"].items()}
-        return Statistics(content["fingerprint"], histograms, tuple(content["parts"]))
+        means = {name: Mean.from_json(values) for name, values in content["means"].items()}
+        return Statistics(content["fingerprint"], histograms, tuple(content["parts"]), means)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _damaged(path) from error
 
@@ -88,6 +93,7 @@ def merge(several: Sequence[Statistics]) -> Statistics:
     """
     first = _plain(several[0].fingerprint)
     whole = {name: Histogram() for name in several[0].histograms}
+    means = {name: Mean() for name in several[0].means}
     parts: set[str] = set()
     for one in several:
         _check_same(first, _plain(one.fingerprint), "One part has", "another has", "Merge parts of one calibration")
@@ -96,7 +102,7 @@ def merge(several: Sequence[Statistics]) -> Statistics:
                 f"Part '{min(twice)}' of the calibration statistics is there twice; its samples would count double."
                 " Give each part once."
             )
-        if odd := set(whole) ^ set(one.histograms):
+        if odd := (set(whole) ^ set(one.histograms)) | (set(means) ^ set(one.means)):
             raise MismatchError(
                 f"Parts of the calibration statistics have different tensors: '{min(odd)}' is in some only. Calibrate"
                 " every part with the same model and target."
@@ -104,7 +110,9 @@ def merge(several: Sequence[Statistics]) -> Statistics:
         parts |= set(one.parts)
         for name, histogram in one.histograms.items():
             whole[name].merge(histogram)
-    return Statistics(first, whole, tuple(sorted(parts)))
+        for name, mean in one.means.items():
+            means[name].merge(mean)
+    return Statistics(first, whole, tuple(sorted(parts)), means)
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "AsJson",
     "Batch",
+    "BiasCorrection",
     "BudgetMs",
     "CalibratorName",
     "CatalogName",
@@ -39,7 +40,9 @@ __all__ = [
     "RunFolder",
     "Runtimes",
     "Samples",
+    "Selection",
     "SetValues",
+    "StatisticsFile",
     "Std",
     "Target",
     "Threads",
@@ -126,12 +129,26 @@ CalibratorName = Annotated[
     typer.Option("--calibrator", metavar="NAME", help="How ranges are chosen (`edgekd list calibration`)."),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Calibration samples, 512 by default.")]
+Selection = Annotated[
+    str | None,
+    typer.Option("--selection", metavar="NAME", help="Which samples calibrate: first, random (default) or k_center."),
+]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option("--statistics", metavar="JSON", help="What calibration saw: read if it is there, else written."),
+]
+BiasCorrection = Annotated[
+    bool | None,
+    typer.Option(
+        "--bias-correction/--no-bias-correction", help="Give biases what rounding the weights takes; on by default."
+    ),
+]
 FloatLayers = Annotated[
     list[str] | None, typer.Option("--float-layer", metavar="NODE", help="A node that stays float; repeatable.")
 ]
 ReduceRange = Annotated[
     bool | None,
-    typer.Option("--reduce-range/--full-range", help="7-bit weights, for x86 without VNNI; by this CPU unless given."),
+    typer.Option("--reduce-range/--full-range", help="Weights that x86 without VNNI sums exactly; by this CPU."),
 ]
 Mean = Annotated[
     str | None,

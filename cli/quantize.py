@@ -42,6 +42,9 @@ def quantize(
     target: options.Target = None,
     calibrator: options.CalibratorName = None,
     samples: options.Samples = None,
+    selection: options.Selection = None,
+    statistics: options.StatisticsFile = None,
+    bias_correction: options.BiasCorrection = None,
     float_layer: options.FloatLayers = None,
     reduce_range: options.ReduceRange = None,
     mean: options.Mean = None,
@@ -57,6 +60,9 @@ def quantize(
     given: dict[str, Any] = {
         "calibrator": calibrator,
         "samples": samples,
+        "selection": selection,
+        "statistics": None if statistics is None else str(statistics),
+        "bias_correction": bias_correction,
         "float_layers": float_layer,
         "reduce_range": reduce_range,
         "mean": _numbers("--mean", mean),
@@ -133,7 +139,8 @@ def _shown(found: FileQuantization) -> list[RenderableType]:
         ("target", found.target),
         ("size", f"{size(found.size_bytes)}, {size(found.float_size_bytes)} in float"),
         ("calibration", f"{found.calibration_samples} samples, {found.calibration_s:.1f} s"),
-        ("weights", "7 bits: this processor has no VNNI" if found.reduce_range else "8 bits"),
+        ("weights", "8 bits, shared by neighbours: sums of 16 bits" if found.reduce_range else "8 bits"),
+        ("biases corrected", str(found.corrected_biases)),
         ("compared on", f"{found.n} {found.evaluated_on} samples"),
     ]
     if found.sqnr_db is not None:

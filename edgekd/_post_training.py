@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgekd._preparing import apply, corrected_network, folded, quiet, sqnr_db, with_quantizers
+from edgekd._recalled import Memory, graph_hash, observed, recalled
 from edgekd.calibration._base import Calibrator
 from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers, set_phase
 from edgekd.corrections._base import Context, Correction, Stage
@@ -68,6 +69,7 @@ def post_training(
     float_layers: Sequence[str] = (),
     corrections: Sequence[Correction] = (),
     seed: int = 0,
+    memory: Memory | None = None,
 ) -> PostTraining:
     """Prepare, correct and calibrate: the whole of post-training quantization.
 
@@ -80,11 +82,12 @@ def post_training(
         batches: gives the calibration data anew at every call: normalised inputs of that shape.
         numerics: the target's.
         calibrator: chooses the ranges of activations.
-        reduce_range: 7-bit weights.
+        reduce_range: neighbouring weights share their 8 bits; see `edgekd.calibration._pair_sums`.
         taps: names of the student's modules whose outputs the graph returns behind the logits.
         float_layers: names or patterns of layers that stay float.
         corrections: members of the catalog `corrections`.
         seed: of everything random in them.
+        memory: what calibration saw of the same graph on the same samples is not looked at again.
 
     Raises:
         NotFaithful: the graph differs from the network.
@@ -92,7 +95,7 @@ def post_training(
         UsageError: a name in `float_layers` that no layer has.
     """
     quantizer = TargetQuantizer(numerics, calibrator=calibrator, reduce_range=reduce_range, float_layers=float_layers)
-    run = _Run(example, Context(batches, numerics, reduce_range, seed), taps, quantizer)
+    run = _Run(example, Context(batches, numerics, reduce_range, seed), taps, quantizer, memory)
     run.start(copy.deepcopy(student).eval())
     ordered = sorted(corrections, key=lambda one: _STAGES.index(one.stage))
     lines = [run.correct(one) for one in ordered]
@@ -105,6 +108,7 @@ def calibrate(
     *,
     corrections: Sequence[Correction] = (),
     context: Context | None = None,
+    memory: Memory | None = None,
 ) -> int:
     """Observe batches and set every activation's range from them; what was observed before is forgotten.
 
@@ -113,6 +117,7 @@ def calibrate(
         batches: normalised inputs, shape (B, C, H, W).
         corrections: those of the stage `calibrated` are applied, in this order; `prepare` takes the others.
         context: what they look at.
+        memory: what was seen of the same graph on the same samples; `batches` are left alone then.
 
     Returns:
         The number of samples seen.
@@ -124,14 +129,7 @@ def calibrate(
     activations = [one for _, one in quantizers(graph) if isinstance(one, ActivationQuantizer)]
     for quantizer in activations:
         quantizer.forget()
-    set_phase(graph, "observe")
-    samples = 0
-    with torch.no_grad():
-        for inputs in batches:
-            graph(inputs)
-            samples += len(inputs)
-    if samples == 0:
-        raise DataError("Calibration saw no data. Give quantize.calibration_samples at least one sample.")
+    samples = recalled(graph, memory) or _observe(graph, batches, memory)
     for quantizer in activations:
         quantizer.calibrate()
     set_phase(graph, "frozen")
@@ -142,14 +140,37 @@ def calibrate(
     return samples
 
 
+def _observe(graph: GraphModule, batches: Iterable[Tensor], memory: Memory | None) -> int:
+    """Run a graph over batches and let its quantizers see; gives the number of samples."""
+    set_phase(graph, "observe")
+    samples = 0
+    with torch.no_grad():
+        for inputs in batches:
+            graph(inputs)
+            samples += len(inputs)
+    if samples == 0:
+        raise DataError("Calibration saw no data. Give quantize.calibration_samples at least one sample.")
+    if memory is not None:
+        memory.keep(graph_hash(graph), observed(graph))
+    return samples
+
+
 class _Run:
     """The network and its graphs from one correction to the next."""
 
     graph: GraphModule
     samples: int
 
-    def __init__(self, example: Tensor, context: Context, taps: Sequence[str], quantizer: TargetQuantizer) -> None:
-        self.example, self.context, self.taps, self.quantizer = example, context, taps, quantizer
+    def __init__(
+        self,
+        example: Tensor,
+        context: Context,
+        taps: Sequence[str],
+        quantizer: TargetQuantizer,
+        memory: Memory | None,
+    ) -> None:
+        self.example, self.context, self.taps = example, context, taps
+        self.quantizer, self.memory = quantizer, memory
         self._exported: GraphModule | None = None
         self._quality: float | None = None
 
@@ -195,7 +216,7 @@ class _Run:
         """Put quantizers into a folded graph, which is used up, and calibrate it."""
         self._exported = keep
         self.graph = with_quantizers(exported, self.network, self.example, quantizer=self.quantizer, taps=self.taps)
-        self.samples = calibrate(self.graph, self.context.batches())
+        self.samples = calibrate(self.graph, self.context.batches(), memory=self.memory)
         self._quality = None
 
     def _float_logits(self) -> Tensor:

@@ -64,7 +64,7 @@ def prepare(
         example: normalised inputs, shape (B, C, H, W).
         numerics: the target's.
         calibrator: chooses activation ranges in `calibrate`.
-        reduce_range: 7-bit weights.
+        reduce_range: neighbouring weights share their 8 bits; see `edgekd.calibration._pair_sums`.
         taps: names of the student's modules whose outputs the graph returns behind the logits.
         float_layers: names or patterns of layers that stay float, `blocks.0` or `*.conv2`; "*" is all of them.
         corrections: those of the stages `network` and `folded` are applied, each in this order; `calibrate` takes

@@ -139,7 +139,9 @@ class QuantizeSettings(Section):
     selection: Literal["random", "first", "k_center"] = Field(
         "random", description="which samples: k_center spreads them over the teacher's features"
     )
-    corrections: list[CorrectionSettings] = Field([], description="accuracy tools of calibration, in this order")
+    corrections: list[CorrectionSettings] = Field(
+        [CorrectionSettings(name="bias_correction")], description="accuracy tools of calibration, in this order"
+    )
     float_layers: list[str] = Field(
         [], description="layers that stay float, by name or pattern: ['head', 'blocks.0.*']"
     )
@@ -151,7 +153,8 @@ class QuantizeSettings(Section):
     )
     placement_search: bool = Field(False, description="time candidate placements on the target before training")
     reduce_range: bool | Literal["auto"] = Field(
-        "auto", description="7-bit weights, so that x86 without VNNI does not saturate; auto looks at this CPU"
+        "auto",
+        description="neighbouring weights share 8 bits, so that x86 without VNNI sums exactly; auto looks at this CPU",
     )
     losses: list[LossSettings] | None = Field(None, description="default: those of [distill]")
     epochs: int | None = Field(None, ge=1, description="default: a tenth of the student's epochs, rounded up")
@@ -215,11 +218,15 @@ class FileSettings(Section):
     calibrator: str = "mse"
     calibrator_options: dict[str, Any] = {}
     samples: int = Field(512, ge=1)
+    selection: Literal["first", "random", "k_center"] = Field(
+        "random", description="which samples: k_center spreads them over the model's own outputs"
+    )
     reduce_range: bool | Literal["auto"] = "auto"
     float_layers: list[str] = []
+    bias_correction: bool = Field(True, description="give back what rounding weights takes from each channel's mean")
     mean: list[float] | None = Field(None, description="per channel, of pixels in [0, 1]; for a folder of images")
     std: list[float] | None = None
-    statistics: str | None = Field(None, description="JSON file of what calibration saw; read if it fits, else written")
+    statistics: str | None = Field(None, description="JSON of what calibration saw: read if there, else written")
     threads: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
 

@@ -244,5 +244,5 @@ def _saturation(weights: Sequence[Saturable], exact: PairRow) -> str:
         "saturation: this processor has no VNNI and adds pairs of u8 x s8 products in 16 bits, which do not hold those"
         f" of {len(weights)} layers (first '{worst.name}', codes up to {worst.largest_code}). With exact sums ONNX"
         f" Runtime agrees on {exact.agreeing} of {exact.n} samples, largest difference {exact.max_abs_diff:.3g}."
-        " Quantize with 7-bit weights (quantize.reduce_range)"
+        " Quantize with quantize.reduce_range (--reduce-range for a file)"
     )

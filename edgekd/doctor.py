@@ -120,7 +120,7 @@ def _warnings(packages: list[Package], cpu: dict[str, Any], sums: str | None, di
     if sums == "saturating":
         found.append(
             "This processor sums u8 x s8 products in 16 bits, which saturate (it has no VNNI). quantize.reduce_range"
-            ' = "auto" gives weights 7 bits here, so that results stay right; int8 is slower than with VNNI.'
+            ' = "auto" scales weights here so that results stay right; int8 is slower than with VNNI.'
         )
     elif sums == "exact" and cpu.get("has_vnni") is False:
         found.append("This processor has no VNNI: int8 is right here, but slower than where there is one.")

@@ -5,6 +5,7 @@ Nothing is loaded ahead of its batch: npz members are mapped or read once, image
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import onnx
 import torch
 from pydantic import ValidationError
 
+from edgekd.artifact import file_hash
 from edgekd.datasets._image_files import decoded, in_threads
 from edgekd.errors import DataError, MismatchError
 from edgekd.spec import Preprocessing, TensorSpec
@@ -33,6 +35,8 @@ _MEAN_STD = "Give --mean and --std as the model was trained with them, 0.485,0.4
 
 class _Source(Protocol):
     def rows(self, ids: Sequence[int]) -> dict[str, np.ndarray]: ...
+
+    def fingerprint(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Feeds:
         """Feeds for the samples `ids`, batch by batch; with a fixed batch size, what does not fill one is left out."""
         for start in range(0, len(ids) - len(ids) % self.batch if self._fixed else len(ids), self.batch):
             yield self.source.rows(ids[start : start + self.batch])
+
+    def fingerprint(self, ids: Sequence[int]) -> str:
+        """SHA-256 of the samples `ids` as the model gets them, in this order."""
+        return self.source.fingerprint(ids)
 
     @property
     def _fixed(self) -> bool:
@@ -129,6 +137,14 @@ class _Rows:
     def rows(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
         return {name: np.ascontiguousarray(values[list(ids)]) for name, values in self._arrays.items()}
 
+    def fingerprint(self, ids: Sequence[int]) -> str:
+        digest = hashlib.sha256()
+        for name, values in self._arrays.items():
+            digest.update(f"{name} {values.dtype} {values.shape[1:]}".encode())
+            for one in ids:
+                digest.update(np.ascontiguousarray(values[one]).tobytes())
+        return digest.hexdigest()
+
 
 class _Images:
     """Files that are decoded when they are asked for."""
@@ -142,6 +158,12 @@ class _Images:
         pixels = torch.stack(list(in_threads(read, [self._files[i] for i in ids])))
         low, high = wanted.value_range
         return {self._name: wanted.normalise(pixels.float() / 255.0 * (high - low) + low).numpy()}
+
+    def fingerprint(self, ids: Sequence[int]) -> str:
+        digest = hashlib.sha256(self._preprocessing.model_dump_json().encode())
+        for one in ids:
+            digest.update(file_hash(self._files[one]).encode())
+        return digest.hexdigest()
 
 
 def _folder(path: Path, inputs: Sequence[TensorSpec], preprocessing: Preprocessing | None) -> Feeds:

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import torch
-from onnx import TensorProto, helper, version_converter
+from onnx import TensorProto, version_converter
 
+from edgekd._observing import Observed, observe
 from edgekd.calibration._base import Calibrator
-from edgekd.calibration._histogram import Histogram
-from edgekd.errors import DataError, MismatchError, ModelFileError
+from edgekd.errors import MismatchError, ModelFileError
 from edgekd.targets._base import Target
+from edgekd.targets._bias import correct_biases, mean_inputs
 from edgekd.targets._graph import Graph, fold_pads, remove_dead, remove_identities, restore_global_pool
 from edgekd.targets._graphview import GraphView
-from edgekd.targets._onnxruntime import OnnxRuntimeRunner, simplified
+from edgekd.targets._onnxruntime import simplified
 from edgekd.targets._pairs import activation_grid, insert_pairs
 from edgekd.targets._place import Placement
 
-__all__ = ["QuantizedOnnx", "float_graph", "observe", "quantize_onnx"]
+__all__ = ["Observed", "QuantizedOnnx", "float_graph", "quantize_onnx"]
 
 _LEAST_OPSET = 13  # Q and DQ have an axis since then
 _UPGRADED_OPSET = 17
@@ -40,19 +40,19 @@ class QuantizedOnnx:
         model: the Q/DQ model, finished for its target.
         simplified: the float model that was quantized, after simplification.
         ranges: (minimum, maximum) of every observed tensor.
-        samples: how many were seen in calibration.
-        calibration_s: seconds of running and observing.
+        calibration_s: seconds of running and observing; 0 if nothing had to be run.
         float_groups: operators that the target could run as int8 and that stay float by choice.
-        histograms: what was seen, by tensor.
+        corrected_biases: of how many operators.
+        observed: what was seen in calibration.
     """
 
     model: onnx.ModelProto
     simplified: onnx.ModelProto
     ranges: Mapping[str, tuple[float, float]]
-    samples: int
     calibration_s: float
     float_groups: Sequence[str]
-    histograms: Mapping[str, Histogram] = field(repr=False)
+    corrected_biases: int
+    observed: Observed = field(repr=False)
 
 
 def quantize_onnx(
@@ -63,6 +63,8 @@ def quantize_onnx(
     calibrator: Calibrator,
     reduce_range: bool,
     float_layers: Sequence[str] = (),
+    bias_correction: bool = True,
+    observed: Observed | None = None,
     threads: int = 1,
     where: str = "model",
 ) -> QuantizedOnnx:
@@ -73,13 +75,16 @@ def quantize_onnx(
         batches: feeds by input name, as the model takes them.
         target: its rules and graph passes.
         calibrator: chooses activation ranges.
-        reduce_range: 7-bit weights.
+        reduce_range: neighbouring weights share their 8 bits, so that 16 bits hold the sum of their products.
         float_layers: names of nodes that stay float.
+        bias_correction: give back what rounding the weights takes from the mean of each channel.
+        observed: what an earlier calibration of the same model saw; `batches` are left alone then.
         threads: of the runtime in calibration.
         where: what messages call the model.
 
     Raises:
-        MismatchError: the model is quantized already, computes in half precision, or the feeds do not fit it.
+        MismatchError: the model is quantized already, computes in half precision, or the feeds or `observed` do not
+            fit it.
         ModelFileError: the runtime refuses the model, for example for an operator of a domain that it does not know.
         DataError: no batch, or a NaN or infinite value on the way.
         UsageError: a name in `float_layers` that no quantizable node has.
@@ -89,16 +94,23 @@ def quantize_onnx(
     reference.CopyFrom(plain)
     graph = Graph(plain)
     placement = Placement(graph, target.numerics, float_layers)
-    started = time.perf_counter()
-    histograms, samples = observe(reference, placement.observed(), batches, threads=threads)
-    seconds = time.perf_counter() - started
+    tensors, means, seconds = placement.observed(), mean_inputs(graph, placement), 0.0
+    if observed is None:
+        started = time.perf_counter()
+        observed = observe(reference, tensors, batches, means=means, threads=threads)
+        seconds = time.perf_counter() - started
+    observed.check(tensors, means if bias_correction else ())
+    corrected = 0
+    if bias_correction:
+        values = {name: observed.means[name].value for name in means}
+        corrected = correct_biases(graph, placement, values, numerics=target.numerics, reduce_range=reduce_range)
     grid = activation_grid(target.numerics)
-    ranges = {name: calibrator.range(histogram, grid) for name, histogram in histograms.items()}
+    ranges = {name: calibrator.range(observed.histograms[name], grid) for name in tensors}
     insert_pairs(graph, placement, ranges, numerics=target.numerics, reduce_range=reduce_range)
     finished = target.finish(plain, int8=True)
     finished.producer_name = "edgekd"
     onnx.checker.check_model(finished, full_check=True)
-    return QuantizedOnnx(finished, reference, ranges, samples, seconds, tuple(float_layers), histograms)
+    return QuantizedOnnx(finished, reference, ranges, seconds, tuple(float_layers), corrected, observed)
 
 
 def float_graph(model: onnx.ModelProto, *, where: str = "model") -> onnx.ModelProto:
@@ -117,51 +129,6 @@ def float_graph(model: onnx.ModelProto, *, where: str = "model") -> onnx.ModelPr
     fold_pads(graph)
     remove_dead(graph)
     return plain
-
-
-def observe(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Mapping[str, np.ndarray]], *, threads: int = 1
-) -> tuple[dict[str, Histogram], int]:
-    """Run a float model and count the values of some of its tensors.
-
-    Args:
-        model: float, in memory.
-        tensors: computed tensors and inputs.
-        batches: feeds; samples along axis 0.
-        threads: of the runtime.
-
-    Returns:
-        (a histogram for each tensor, number of samples).
-
-    Raises:
-        DataError: no batch, or a value that is not finite; names the tensor.
-        MismatchError: a batch does not fit the model's inputs.
-    """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    inputs = {value.name for value in model.graph.input}
-    outputs = {value.name for value in model.graph.output}
-    for name in tensors:
-        if name not in inputs | outputs:
-            watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    found = {name: Histogram() for name in tensors}
-    samples = 0
-    with OnnxRuntimeRunner(watched.SerializeToString(), threads=threads, checked=False) as runner:
-        for feeds in batches:
-            values = {**feeds, **runner.run(feeds)}
-            for name, histogram in found.items():
-                _count(histogram, values.pop(name), name)
-            samples += len(next(iter(feeds.values())))
-    if samples == 0:
-        raise DataError("Calibration saw no data. Give at least one sample.")
-    return found, samples
-
-
-def _count(histogram: Histogram, values: np.ndarray, name: str) -> None:
-    try:
-        histogram.update(torch.from_numpy(np.asarray(values)))
-    except DataError as error:
-        raise DataError(f"Tensor '{name}': {error}") from error
 
 
 def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:

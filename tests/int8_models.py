@@ -86,7 +86,7 @@ def _train(model: nn.Module) -> None:
 
 
 def calibrated(family: str, name: str, *, whole: bool = False) -> GraphModule:
-    """A prepared and calibrated graph for a target; 7-bit weights on x86, whose oldest processors need that."""
+    """A prepared and calibrated graph for a target; a reduced range on x86, whose oldest processors need that."""
     inputs, _ = images(320, 0)
     graph = quantize.prepare(
         network(family, whole=whole),

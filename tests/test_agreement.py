@@ -234,13 +234,25 @@ def test_wrong_files_and_data_are_refused(tmp_path: Path, model: Path, data: Pat
 
 @pytest.mark.parametrize(
     ("codes", "saturates"),
-    [([64, 64], False), ([64, 65], True), ([-64, -64], False), ([-65, -64], True), ([127, -127], False), ([9], False)],
+    [
+        ([64, 64], False),
+        ([64, 65], True),
+        ([-64, -64], False),
+        ([-65, -64], True),
+        ([127, -127], False),
+        ([9], False),
+        ([1, 127, 127, 1], False),
+    ],
 )
-def test_pair_of_weights_is_saturable_when_its_sum_exceeds_sixteen_bits(codes: list[int], saturates: bool) -> None:
+def test_neighbouring_weights_are_saturable_when_their_sum_exceeds_sixteen_bits(
+    codes: list[int], saturates: bool
+) -> None:
     # 255 * 128 = 32640 and 255 * 129 = 32895; 16 bits hold 32767
     rows = np.zeros((4, 8), np.int8)
     rows[2, : len(codes)] = codes
-    for op, stored in (("Gemm", rows), ("MatMul", rows.T.copy()), ("Conv", rows.reshape(4, 2, 2, 2))):
+    # of a convolution the inputs of one place are neighbours
+    kernels = np.moveaxis(rows.reshape(4, 2, 2, 2), -1, 1).copy()
+    for op, stored in (("Gemm", rows), ("MatMul", rows.T.copy()), ("Conv", kernels)):
         graph = QdqGraph()
         graph.constant("w_q", stored)
         graph.constant("s", np.float32(0.01))
@@ -256,7 +268,7 @@ def test_pair_of_weights_is_saturable_when_its_sum_exceeds_sixteen_bits(codes: l
         assert all(one.largest_code == max(map(abs, codes)) for one in found)
 
 
-def test_weights_of_seven_bits_never_saturate() -> None:
+def test_weights_of_a_reduced_range_never_saturate() -> None:
     assert saturable_weights(exported("tiny", X86, int8=True)) == []
 
 

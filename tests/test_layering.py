@@ -59,7 +59,9 @@ CONTRACTS = {
     ("edgekd.methods", "edgekd.losses._base"),  # a method gives the terms of losses
     ("edgekd.targets", "edgekd.calibration._base"),  # a target's quantizer places observers
     ("edgekd.targets", "edgekd.calibration._fake_quantize"),
+    ("edgekd.targets", "edgekd.calibration._pair_sums"),  # what saturates in a file is what the grids avoid
     ("edgekd.corrections", "edgekd.calibration._fake_quantize"),  # a correction reads the scales of weights
+    ("edgekd.corrections", "edgekd.calibration._pair_sums"),  # and may not break their bound
     ("edgekd.corrections", "edgekd.targets._base"),  # its context tells the target's grids
 }
 

@@ -13,12 +13,14 @@ from int8_models import FAMILIES, exported, images, sqnr_db, target
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from edgekd._observing import observe
 from edgekd.catalog import CATALOGS
 from edgekd.errors import DataError, MismatchError, ModelFileError, UsageError
 from edgekd.export import onnx_from_torch
-from edgekd.quantize_onnx import QuantizedOnnx, float_graph, observe, quantize_onnx
+from edgekd.quantize_onnx import QuantizedOnnx, float_graph, quantize_onnx
 from edgekd.targets._graph import Graph
 from edgekd.targets._place import Placement
+from edgekd.targets._windows import Window
 
 INPUT = "image"
 
@@ -154,13 +156,33 @@ def test_order_and_split_of_the_batches_do_not_matter():
     model = float_graph(exported("tiny", "onnxruntime_x86", int8=False))
     placement = Placement(Graph(model), target("onnxruntime_x86").numerics)
     values = images(320, 0)[0][:48].numpy()
-    whole, _ = observe(model, placement.observed(), [{INPUT: values}])
-    parts, samples = observe(model, placement.observed(), [{INPUT: one} for one in np.split(values, 6)[::-1]])
-    assert samples == 48
-    inputs = {name: histogram.to_json() for name, histogram in whole.items()}[INPUT]
+    means = {"input": Window(INPUT, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))}
+    whole = observe(model, placement.observed(), [{INPUT: values}], means=means)
+    split = [{INPUT: one} for one in np.split(values, 6)[::-1]]
+    parts = observe(model, placement.observed(), split, means=means)
+    assert parts.samples == whole.samples == 48
     # what is computed may differ in its last digit with the batch; the input itself may not
-    assert parts[INPUT].to_json() == inputs
-    assert parts.keys() == whole.keys()
+    assert parts.histograms[INPUT].to_json() == whole.histograms[INPUT].to_json()
+    assert parts.histograms.keys() == whole.histograms.keys()
+    np.testing.assert_allclose(parts.means["input"].value[:, 0, 0], values.mean(axis=(0, 2, 3)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(parts.means["input"].value, whole.means["input"].value, rtol=1e-9)
+
+
+def test_what_was_seen_serves_another_calibrator_and_is_refused_for_another_target():
+    model = exported("tiny", "onnxruntime_x86", int8=False)
+    first = quantized(model)
+    again = quantize_onnx(
+        model,
+        iter(()),
+        target=target("onnxruntime_x86"),
+        calibrator=calibrator(),
+        reduce_range=True,
+        observed=first.observed,
+    )
+    assert again.model == first.model
+    assert again.calibration_s == 0.0
+    with pytest.raises(MismatchError, match=r"The calibration statistics lack tensor '.*made for another target"):
+        quantized(exported("resnet", "onnxruntime_x86", int8=False), observed=first.observed)
 
 
 def test_a_quantized_file_is_refused():

@@ -311,7 +311,7 @@ def sample_report() -> Report:
             "torch": "2.13.0",
             "cpu": {"model": "AMD EPYC 7763", "features": ["avx2", "fma"], "cores": 2, "governor": None},
         },
-        notes=["This CPU has no VNNI: int8 weights use 7 bits (reduce_range)."],
+        notes=["This CPU has no VNNI: neighbouring weights share 8 bits (reduce_range)."],
     )
 
 

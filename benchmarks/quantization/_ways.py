@@ -68,31 +68,32 @@ def ways(*, reduce_range: bool) -> dict[str, Way]:
     """Every way by name, edgekd's first.
 
     Args:
-        reduce_range: 7-bit weights wherever a tool has that setting: what each advises without VNNI.
+        reduce_range: what each tool advises without VNNI: 7-bit weights; of edgekd weights that share their 8 bits.
     """
     bits = "7-bit weights" if reduce_range else "8-bit weights"
+    shares = "weights share 8 bits" if reduce_range else "8-bit weights"
     shared = {"reduce_range": reduce_range}
     file, torch = {**shared, "batch": 1}, {**shared, "batch": 16}
     found = [
-        Way(OURS, "edgekd", f"ONNX file, mse, {bits}", "edgekd_onnx", None, {**file, "calibrator": "mse"}),
+        Way(OURS, "edgekd", f"ONNX file, mse, {shares}", "edgekd_onnx", None, {**file, "calibrator": "mse"}),
         Way(
             "edgekd_minmax",
             "edgekd",
-            f"ONNX file, minmax, {bits}",
+            f"ONNX file, minmax, {shares}",
             "edgekd_onnx",
             None,
             {**file, "calibrator": "minmax"},
         ),
-        Way("edgekd_torch", "edgekd", f"torch, mse, {bits}", "edgekd_torch", None, {**torch, "calibrator": "mse"}),
+        Way("edgekd_torch", "edgekd", f"torch, mse, {shares}", "edgekd_torch", None, {**torch, "calibrator": "mse"}),
         Way(
             "edgekd_corrected",
             "edgekd",
-            f"torch, mse, bias correction, {bits}",
+            f"torch, mse, bias correction, {shares}",
             "edgekd_torch",
             None,
             {**torch, "calibrator": "mse", "corrections": ["bias_correction"]},
         ),
-        Way("edgekd_qat", "edgekd", f"QAT with distillation, {bits}", None, data="fashion_mnist"),
+        Way("edgekd_qat", "edgekd", f"QAT with distillation, {shares}", None, data="fashion_mnist"),
     ]
     for method in ("MinMax", "Entropy", "Percentile"):
         name = f"ort_{method.lower()}"

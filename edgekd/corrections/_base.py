@@ -24,7 +24,7 @@ class Context:
     Args:
         batches: gives the calibration data anew at every call: normalised inputs, shape (B, C, H, W).
         numerics: the target's grids.
-        reduce_range: weights have 7 bits.
+        reduce_range: neighbouring weights share their 8 bits.
         seed: of everything random.
         reference: at the stage `calibrated`, the same graph with the weights of the float network and its
             quantizers off; None before.

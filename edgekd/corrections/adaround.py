@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from edgekd import spec
 from edgekd.calibration._fake_quantize import WeightQuantizer
+from edgekd.calibration._pair_sums import LARGEST_SUM, crowded, largest_pair
 from edgekd.corrections._base import Context, Correction, Stage
 from edgekd.corrections._layers import Layer, as_graph, layers, limited, watch
 from edgekd.corrections._rounding import Bounds, Problem, Schedule, rounded_up
@@ -82,6 +83,7 @@ def round_weights(weight: nn.Parameter, quantizer: WeightQuantizer, up: Tensor) 
     """Put each weight on the code below or above it, in place, without moving its channel's scale.
 
     The weight of largest magnitude in a channel sets the scale and stays as it is, the last code; no other gets beyond.
+    So do neighbours that set the scale by their sum, or could once rounded.
 
     Args:
         weight: float, output channels first.
@@ -95,8 +97,8 @@ def round_weights(weight: nn.Parameter, quantizer: WeightQuantizer, up: Tensor) 
         largest = _largest(weight)
         # a channel of almost nothing has a scale above its weights, and may grow as far as that scale reaches
         reach = torch.maximum(largest, largest.max().clamp(min=1e-6) * 2.0**-12)
-        rounded = torch.where(weight.abs() == largest, weight, rounded.clamp(-reach, reach))
-    weight.copy_(rounded)
+        rounded = rounded.clamp(-reach, reach)
+    weight.copy_(torch.where(_fixed(weight, quantizer), weight, rounded))
 
 
 class _Picker:
@@ -191,9 +193,22 @@ def _bounds(node: Node) -> Bounds:
 
 
 def _steps(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
-    """The weights over their scales; exactly a code for those of largest magnitude where they set the scale."""
+    """The weights over their scales; exactly a code for those that stay as they are."""
     steps = weight.detach() * _per_output(quantizer.parameters_of(weight)[0], weight).reciprocal()
-    return steps if quantizer.scale is not None else torch.where(weight.abs() == _largest(weight), steps.round(), steps)
+    return torch.where(_fixed(weight, quantizer), steps.round(), steps)
+
+
+def _fixed(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
+    """Which weights stay as they are, since they set their channel's scale or could set another: booleans."""
+    fixed = torch.zeros_like(weight, dtype=torch.bool)
+    if quantizer.scale is None:
+        fixed |= weight.detach().abs() == _largest(weight)
+    if quantizer.pairs:
+        steps = weight.detach() / _per_output(quantizer.parameters_of(weight)[0], weight)
+        largest = largest_pair(weight)
+        fixed |= crowded(weight.detach(), largest * (1 - 1e-6))
+        fixed |= crowded(steps.abs().ceil() * steps.sign(), torch.full_like(largest, LARGEST_SUM))
+    return fixed
 
 
 def _largest(weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from edgekd._intervals import wilson_interval
 from edgekd.catalog import CATALOGS
 from edgekd.errors import MismatchError
 from edgekd.feeds import Feeds, preprocessing_of, read_feeds
+from edgekd.pipeline._file_samples import KeptStatistics, split
 from edgekd.pipeline._quantize_plan import vnni_missing
 from edgekd.pipeline._run import Silent, Watcher
 from edgekd.quantize import sqnr_db
@@ -37,8 +38,9 @@ class FileQuantization(Frozen):
         file: the quantized file.
         target: what it is for.
         calibration_samples: how many were seen.
-        calibration_s: seconds of running and observing them.
-        reduce_range: whether weights have 7 bits.
+        calibration_s: seconds of running and observing them; 0 if statistics that were kept served.
+        corrected_biases: operators that were given back what rounding their weights takes from each channel's mean.
+        reduce_range: whether neighbouring weights share their 8 bits.
         evaluated_on: "held-out" or "calibration" samples.
         n: how many of them.
         sqnr_db: output signal over error against the float file, in decibels.
@@ -55,6 +57,7 @@ class FileQuantization(Frozen):
     target: str
     calibration_samples: int
     calibration_s: float
+    corrected_biases: int
     reduce_range: bool
     evaluated_on: str
     n: int
@@ -99,9 +102,10 @@ def quantize_file(
     )
     runtime: Target = CATALOGS["targets"].load(target).member()
     _refuse_dynamic(inputs, runtime)
-    chosen, held_out = _split(feeds, settings)
+    chosen, held_out = split(feeds, settings, model, watcher)
     reduce_range = vnni_missing(runtime) if settings.reduce_range == "auto" else settings.reduce_range
     entry = CATALOGS["calibration"].load(settings.calibrator)
+    kept = KeptStatistics.of(settings.statistics, proto, feeds, chosen)
     quantized = quantize_onnx(
         proto,
         _watched(feeds, chosen, watcher),
@@ -109,9 +113,12 @@ def quantize_file(
         calibrator=entry.member(entry.member.Options(**settings.calibrator_options)),
         reduce_range=reduce_range,
         float_layers=settings.float_layers,
+        bias_correction=settings.bias_correction,
+        observed=kept.read(),
         threads=settings.threads,
         where=str(model),
     )
+    kept.write(quantized.observed)
     path = out or model.with_name(f"{model.stem}.int8.onnx")
     _write(path, quantized.model.SerializeToString(deterministic=True))
     compared = _compare(model, runtime.reference(path), feeds, held_out or chosen, settings.threads)
@@ -119,8 +126,9 @@ def quantize_file(
     return FileQuantization(
         file=str(path),
         target=target,
-        calibration_samples=quantized.samples,
+        calibration_samples=quantized.observed.samples,
         calibration_s=round(quantized.calibration_s, 3),
+        corrected_biases=quantized.corrected_biases,
         reduce_range=reduce_range,
         evaluated_on="held-out" if held_out else "calibration",
         coverage=None if audit is None else audit.coverage,
@@ -183,12 +191,6 @@ def _rank(sums: _Compared, wanted: np.ndarray, found: np.ndarray, labels: np.nda
         sums.float_right += int((first == labels).sum())
         sums.int8_right += int((second == labels).sum())
         sums.labelled += len(labels)
-
-
-def _split(feeds: Feeds, settings: FileSettings) -> tuple[list[int], list[int]]:
-    """(calibration samples, samples to compare on); the second is empty where everything was needed."""
-    order = np.random.default_rng(settings.seed).permutation(feeds.count).tolist()
-    return order[: settings.samples], order[settings.samples :]
 
 
 def _watched(feeds: Feeds, ids: Sequence[int], watcher: Watcher) -> Iterator[Mapping[str, np.ndarray]]:

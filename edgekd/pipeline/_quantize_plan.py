@@ -40,7 +40,7 @@ class Plan(Frozen):
         target: whose numerics.
         operators: names of the operators that run as int8.
         float_layers: names or patterns of layers that stay float.
-        reduce_range: 7-bit weights.
+        reduce_range: neighbouring weights share their 8 bits; see `edgekd.calibration._pair_sums`.
         made_by: how weights and ranges came about: calibrated here; trained here; the codes of another target, which
             this one's grid holds; another target's weights with ranges calibrated here.
         made_for: the target that they were trained for, this one or another.

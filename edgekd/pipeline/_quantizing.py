@@ -19,6 +19,7 @@ from edgekd.batches import evaluation_batches
 from edgekd.engine import FitResult
 from edgekd.evaluate import accuracy, predict
 from edgekd.pipeline._calibration_samples import chosen_ids
+from edgekd.pipeline._kept_statistics import RunStatistics
 from edgekd.pipeline._mixing import mixed_stage
 from edgekd.pipeline._placing import placement_stage
 from edgekd.pipeline._qat import augment_of, qat_settings, train
@@ -77,10 +78,11 @@ def _ptq(run: Run, plan: Plan, teacher: Artifact, student: Artifact) -> Artifact
     }
 
     def make(draft: Draft, checkpoint: Path) -> None:
+        ids = chosen_ids(run, teacher)
         done = quantize.post_training(
             network_of(run, run.recipe.student, student).cpu(),
             example_inputs(run, 8),
-            _calibration(run, teacher),
+            _calibration(run, ids),
             numerics=plan.numerics(run),
             calibrator=run.member("calibration", chosen.calibrator, chosen.calibrator_options),
             reduce_range=plan.reduce_range,
@@ -88,6 +90,7 @@ def _ptq(run: Run, plan: Plan, teacher: Artifact, student: Artifact) -> Artifact
             float_layers=plan.float_layers,
             corrections=[run.member("corrections", one.name, one.options) for one in chosen.corrections],
             seed=run.recipe.seed,
+            memory=RunStatistics.of(run, ids),
         )
         draft.metrics |= {"corrections": [dataclasses.asdict(one) for one in done.corrections]}
         _write(run, draft, done.graph, None, plan)
@@ -146,7 +149,7 @@ def _second(run: Run, plan: Plan, student: Artifact, ptq: Artifact, first: Artif
         origin = restored(run, first, student)
         graph = prepared(run, plan, network_of(run, run.recipe.student, student))
         transfer_weights(origin, graph)
-        quantize.calibrate(graph, _calibration(run, None)())
+        quantize.calibrate(graph, _calibration(run, chosen_ids(run, None))())
         if plan.made_by == "re-emitted":
             # all that the first target knows; what only this one quantizes keeps the range just calibrated
             draft.metrics |= {"calibrated_here": transfer(origin, graph)}
@@ -158,10 +161,9 @@ def _second(run: Run, plan: Plan, student: Artifact, ptq: Artifact, first: Artif
     return run.stage(f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
 
 
-def _calibration(run: Run, teacher: Artifact | None) -> Callable[[], Iterator[torch.Tensor]]:
-    """Gives the calibration batches anew at every call."""
+def _calibration(run: Run, ids: torch.Tensor) -> Callable[[], Iterator[torch.Tensor]]:
+    """Gives the batches of these samples anew at every call."""
     data = run.data
-    ids = chosen_ids(run, teacher)
 
     def batches() -> Iterator[torch.Tensor]:
         done = 0

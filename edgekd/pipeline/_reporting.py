@@ -274,7 +274,7 @@ def _notes(run: Run, targets: Sequence[str]) -> list[str]:
         notes += [f"{target}: {line}" for line in _origin(run, target)]
         any_int8 = run.made.get(f"int8_ptq-{target}")
         if any_int8 is not None and any_int8.manifest.metrics.get("reduce_range"):
-            notes.append(f"{target}: weights use 7 bits (reduce_range), so that x86 without VNNI does not saturate.")
+            notes.append(f"{target}: neighbouring weights share 8 bits (reduce_range): x86 without VNNI sums exactly.")
         if f"export-{target}" in run.made and f"bench-{target}" not in run.made:
             reason = run.target(target).absent_here()
             if reason:

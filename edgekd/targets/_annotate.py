@@ -50,8 +50,8 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     Args:
         numerics: the target's grid and placement.
         calibrator: chooses every activation's range.
-        reduce_range: weights use 7 of their 8 bits, so that sums of u8 * s8 pairs fit int16 on x86
-            processors without VNNI.
+        reduce_range: neighbouring weights share their 8 bits, so that sums of u8 * s8 pairs fit int16 on x86
+            processors without VNNI; those of depthwise convolutions, which no kernel sums so, do not.
         float_layers: names or patterns of groups that stay float; see `_groups.chosen`.
 
     Logits that come straight from a fully connected layer keep their float values: every runtime fuses that.
@@ -75,17 +75,8 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
             quant_max=high,
             qscheme=torch.per_tensor_symmetric if grid.symmetric else torch.per_tensor_affine,
         )
-        top = 64 if reduce_range else 127
-        self._weight = QuantizationSpec(
-            dtype=torch.int8,
-            observer_or_fake_quant_ctr=PerChannelWeightQuantizer.with_args(
-                grid=Grid(-top, top, symmetric=True, half_scales=numerics.half_scales)
-            ),
-            quant_min=-top,
-            quant_max=top,
-            qscheme=torch.per_channel_symmetric,
-            ch_axis=0,
-        )
+        self._weight = _weight_specification(numerics, pairs=reduce_range)
+        self._depthwise_weight = _weight_specification(numerics, pairs=False)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write an annotation on every node that the target runs as int8.
@@ -111,7 +102,15 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         """Nothing to refuse: an operator without a rule stays float and the audit names it."""
 
     def _choose(self, candidates: list[Group]) -> None:
-        """Find the groups that run as int8; from the end, since what is read in float is not worth its conversions."""
+        """Find the groups that run as int8."""
+        self._choose_by_readers(candidates)
+        while alone := self._scaled_floats(candidates):
+            candidates = [group for group in candidates if group not in alone]
+            self._choose_by_readers(candidates)
+        self._joined = self._fused_adds() if self.numerics.fused_adds else {}
+
+    def _choose_by_readers(self, candidates: list[Group]) -> None:
+        """From the end, since what is read in float is not worth its conversions."""
         self._quantized = set()
         for group in reversed(candidates):
             operator = group.operator
@@ -120,7 +119,25 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
             if operator.role in ("binary", "concat", "function") and not self._codes_taken(group.end):
                 continue
             self._quantized.add(group.node)
-        self._joined = self._fused_adds() if self.numerics.fused_adds else {}
+
+    def _scaled_floats(self, candidates: list[Group]) -> list[Group]:
+        """Quantized additions and products of a constant and what comes in float.
+
+        A grid for the constant and conversions around one cheap operator only cost, and hinder the runtime's fusions.
+        """
+        ends = {group.end for group in candidates if group.node in self._quantized}
+        found = []
+        for group in candidates:
+            others = [node for node in group.node.all_input_nodes if node.op != "get_attr"]
+            lone = group.operator.role == "binary" and group.node in self._quantized and len(others) == 1
+            if lone and len(group.node.all_input_nodes) == 2 and not self._comes_as_codes(others[0], ends):
+                found.append(group)
+        return found
+
+    def _comes_as_codes(self, node: Node, ends: set[Node]) -> bool:
+        if node in ends or node.op != "call_function":
+            return node in ends
+        return self._moves(node) and self._comes_as_codes(cast(Node, node.args[0]), ends)
 
     def _fused_adds(self) -> dict[Node, Node]:
         """Of each quantized addition the convolution whose kernel adds: one whose result nobody else reads."""
@@ -170,7 +187,8 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
 
     def _weighted(self, group: Group) -> None:
         data, weight = cast(Node, group.node.args[0]), cast(Node, group.node.args[1])
-        self._mark(group.node, {data: self._activation, weight: self._weight})
+        specification = self._depthwise_weight if _is_depthwise(group.node) else self._weight
+        self._mark(group.node, {data: self._activation, weight: specification})
         self._mark_result(group)
 
     def _product(self, group: Group) -> None:
@@ -221,6 +239,25 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     def _mark_output(self, node: Node) -> None:
         annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
         annotation.output_qspec = self._activation
+
+
+def _weight_specification(numerics: Numerics, *, pairs: bool) -> QuantizationSpec:
+    grid = Grid(-127, 127, symmetric=True, half_scales=numerics.half_scales)
+    return QuantizationSpec(
+        dtype=torch.int8,
+        observer_or_fake_quant_ctr=PerChannelWeightQuantizer.with_args(grid=grid, pairs=pairs),
+        quant_min=grid.low,
+        quant_max=grid.high,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+    )
+
+
+def _is_depthwise(node: Node) -> bool:
+    """Whether a weighted operator is a convolution with one input and one output channel in every group."""
+    groups_given = node.args[6] if len(node.args) > 6 else 1
+    weight = cast(Node, node.args[1]).meta["val"]
+    return bool(weight.ndim > 2 and weight.shape[1] == 1 and weight.shape[0] == groups_given)
 
 
 def _skip_input(inputs: list[Node]) -> Node:

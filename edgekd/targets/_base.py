@@ -105,8 +105,8 @@ class Target:
     suffix: ClassVar[str] = ".onnx"
     """What the files that it ships end with."""
     sums_in_16_bits: ClassVar[bool] = False
-    """Whether its kernels add pairs of u8 * s8 products in 16 bits on x86 processors without VNNI: weights get 7 bits
-    there."""
+    """Whether its kernels add pairs of u8 * s8 products in 16 bits on x86 processors without VNNI: neighbouring weights
+    share their 8 bits there."""
 
     @property
     def name(self) -> str:

@@ -135,6 +135,8 @@ def restore_global_pool(graph: Graph) -> int:
     changed = 0
     for node in graph.of_type("ReduceMean"):
         axes = graph.value(node.input[1]) if len(node.input) > 1 else None
+        if axes is None:  # an attribute until operator set 18
+            axes = next((np.array(a.ints) for a in node.attribute if a.name == "axes"), None)
         keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
         if axes is None or keep != 1 or sorted(int(axis) for axis in axes) not in ([-2, -1], [2, 3]):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from edgekd.targets._base import Numerics
 from edgekd.targets._graph import Graph, remove_dead
 from edgekd.targets._place import Placement
 
-__all__ = ["Range", "activation_grid", "insert_pairs"]
+__all__ = ["Range", "activation_grid", "insert_pairs", "weight_codes"]
 
 Range = tuple[float, float]
 
@@ -44,7 +44,7 @@ def insert_pairs(
         placement: says where.
         ranges: (minimum, maximum) of each tensor of `placement.observed()`; constants are read.
         numerics: the target's.
-        reduce_range: 7-bit weights.
+        reduce_range: neighbouring weights share their 8 bits; see `edgekd.calibration._pair_sums`.
     """
     parameters = _activation_parameters(graph, placement, ranges, activation_grid(numerics))
     before, behind, renamed = _activation_pairs(graph, placement, parameters)
@@ -123,14 +123,12 @@ def _activation_pairs(
 
 
 def _weights(graph: Graph, placement: Placement, numerics: Numerics, reduce_range: bool) -> list[NodeProto]:
-    top = 64 if reduce_range else 127
-    grid = Grid(-top, top, symmetric=True, half_scales=numerics.half_scales)
     nodes = []
     for (name, axis), readers in placement.weights().items():
         values = graph.value(name)
         if values is None:
             raise RuntimeError(f"weight '{name}' is no constant")
-        codes, scale = _codes(torch.from_numpy(values.copy()), grid, axis)
+        codes, scale = weight_codes(values, axis, readers, numerics=numerics, reduce_range=reduce_range)
         inputs = [
             graph.add_constant(f"{name}_codes", codes),
             graph.add_constant(f"{name}_scale", scale),
@@ -143,9 +141,29 @@ def _weights(graph: Graph, placement: Placement, numerics: Numerics, reduce_rang
     return nodes
 
 
-def _codes(weight: torch.Tensor, grid: Grid, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int8 codes, float32 scale per channel), as a prepared torch graph computes them."""
-    quantizer = PerChannelWeightQuantizer(grid, torch.int8, grid.low, grid.high, torch.per_channel_symmetric, axis)
+def _is_depthwise(node: NodeProto, weight: np.ndarray) -> bool:
+    groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+    return node.op_type == "Conv" and weight.shape[1] == 1 and weight.shape[0] == groups
+
+
+def weight_codes(
+    values: np.ndarray, axis: int, readers: Sequence[NodeProto], *, numerics: Numerics, reduce_range: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 codes, float32 scale per channel) of a weight, as a prepared torch graph computes them.
+
+    Args:
+        values: the weight.
+        axis: of its output channels.
+        readers: the operators that read it.
+        numerics: the target's.
+        reduce_range: see `insert_pairs`.
+    """
+    grid = Grid(-127, 127, symmetric=True, half_scales=numerics.half_scales)
+    pairs = reduce_range and not all(_is_depthwise(node, values) for node in readers)
+    quantizer = PerChannelWeightQuantizer(
+        grid, torch.int8, grid.low, grid.high, torch.per_channel_symmetric, axis, pairs=pairs
+    )
+    weight = torch.from_numpy(values.copy())
     quantizer(weight)
     scale, _ = quantizer.calculate_qparams()
     shape = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]

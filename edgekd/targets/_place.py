@@ -65,11 +65,16 @@ class Placement:
         for node in graph.graph.node:
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(node)
+        self._makers = {name: node for node in graph.graph.node for name in node.output}
         self.groups = self._groups()
         _check_names(float_layers, [group.name for group in self.groups])
         self.quantized: dict[str, OnnxGroup] = {}
         """The groups that run as int8, by the first output of their operator."""
-        self._choose([group for group in self.groups if group.name not in float_layers])
+        candidates = [group for group in self.groups if group.name not in float_layers]
+        self._choose(candidates)
+        while alone := self._scaled_floats():
+            candidates = [group for group in candidates if group.node.output[0] not in alone]
+            self._choose(candidates)
         self._joined = self._fused_adds() if numerics.fused_adds else {}
         self.coded: dict[str, str] = {}
         """Tensor that becomes codes -> the tensor whose grid it has: itself, or what was moved to it."""
@@ -127,7 +132,28 @@ class Placement:
             return result
         return str(readers[0].output[0])
 
+    def _scaled_floats(self) -> set[str]:
+        """Quantized additions and products of a constant and what comes in float: the end of a written out LayerNorm.
+
+        A grid for the constant and conversions around one cheap operator only cost, and hinder the runtime's fusions.
+        """
+        found = set()
+        for output, group in self.quantized.items():
+            others = [name for name in self._inputs(group) if name not in self.graph.constants]
+            if group.operator.role == "binary" and len(others) == 1 and not self._comes_as_codes(others[0]):
+                found.add(output)
+        return found
+
+    def _comes_as_codes(self, tensor: str) -> bool:
+        made_by = self._makers.get(tensor)
+        if made_by is None:
+            return False  # an input of the model
+        if any(group.result == tensor for group in self.quantized.values()):
+            return True
+        return self._moves(made_by) and self._comes_as_codes(made_by.input[0])
+
     def _choose(self, candidates: list[OnnxGroup]) -> None:
+        self.quantized = {}
         for group in reversed(candidates):
             if group.operator.name not in self.numerics.operators or not self._fits(group):
                 continue

@@ -21,6 +21,7 @@ from edgekd.targets._graph import (
     restore_global_pool,
 )
 from edgekd.targets._onnxruntime import OnnxRuntimeRunner
+from edgekd.targets._sharing import share_constants
 
 __all__ = ["OnnxRuntimeTarget"]
 
@@ -42,6 +43,7 @@ class OnnxRuntimeTarget(Target):
             absorb_clamps(graph)
             quantize_bias(graph)
         remove_dead(graph)
+        share_constants(graph)
         return model
 
     def audit(self, path: Path) -> Audit:

@@ -1,7 +1,6 @@
 """Weights whose products with 8-bit activations do not fit the 16-bit sums of x86 processors without VNNI.
 
-There a kernel multiplies unsigned activation codes by signed weight codes and adds neighbouring products in 16 bits,
-which are cut off at 32767 without a word (the instruction is vpmaddubsw).
+See `edgekd.calibration._pair_sums` for what is summed there.
 """
 
 from __future__ import annotations
@@ -10,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 
+from edgekd.calibration._pair_sums import largest_pair
 from edgekd.targets._graphview import GraphView
 from edgekd.targets._kernels import WEIGHTED
 
@@ -78,13 +79,17 @@ def with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _codes(view: GraphView, node: onnx.NodeProto) -> np.ndarray | None:
-    """Weight codes as a matrix, a row an output channel; None for an operator without int8 weights."""
+    """Weight codes, output channels first; None for an operator without int8 weights, and for depthwise ones."""
     place = _place(view, node)
     codes = view.constant(place[0].input[place[1][0]]) if place is not None else None
     if codes is None or codes.dtype != np.int8 or codes.ndim < 2:
         return None
-    columns = "Conv" not in node.op_type and not _transposed(node)
-    return np.moveaxis(codes, -1, 0).reshape(codes.shape[-1], -1) if columns else codes.reshape(len(codes), -1)
+    if "Conv" in node.op_type:
+        groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+        return None if codes.shape[1] == 1 and groups == len(codes) else codes
+    if _transposed(node):
+        return codes
+    return np.moveaxis(codes, -1, 0).reshape(codes.shape[-1], -1)
 
 
 def _place(view: GraphView, node: onnx.NodeProto) -> tuple[onnx.NodeProto, tuple[int, int]] | None:
@@ -102,9 +107,6 @@ def _transposed(node: onnx.NodeProto) -> bool:
 
 
 def _share(codes: np.ndarray) -> float:
-    """Share of rows whose two largest or two smallest codes sum to too much with the highest activation."""
-    ordered = np.sort(codes.astype(np.int64), axis=1)
-    ends = ordered[:, :2], ordered[:, -2:]
-    low = np.minimum(ends[0], 0).sum(axis=1) * _HIGHEST_ACTIVATION
-    high = np.maximum(ends[1], 0).sum(axis=1) * _HIGHEST_ACTIVATION
-    return float(((low < _SUMS.min) | (high > _SUMS.max)).mean())
+    """Share of output channels with neighbours that sum to too much with the highest activation."""
+    sums = largest_pair(torch.from_numpy(codes.astype(np.int64))) * _HIGHEST_ACTIVATION
+    return float((sums > _SUMS.max).double().mean())

@@ -29,6 +29,7 @@ from edgekd.targets._openvino_executed import is_int8_kernel
 from edgekd.targets._openvino_library import DEVICE, core, openvino_errors, openvino_library, reason
 from edgekd.targets._openvino_runner import IR_SUFFIX, OpenVinoRunner
 from edgekd.targets._profile import OperatorTime
+from edgekd.targets._sharing import share_constants
 
 __all__ = ["OpenVino"]
 
@@ -58,6 +59,7 @@ class OpenVino(Target):
             absorb_clamps(graph)
             quantize_bias(graph)
         remove_dead(graph)
+        share_constants(graph)
         return model
 
     def audit(self, path: Path) -> Audit:

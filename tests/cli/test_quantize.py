@@ -79,3 +79,48 @@ def test_mistakes_get_one_clear_error(
     assert message in captured.err
     assert captured.out == ""
     assert not (project / "never.onnx").exists()
+
+
+def test_statistics_are_kept_used_again_and_refused_for_other_samples(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, outs = project / "seen.json", [project / "one.onnx", project / "two.onnx"]
+    arguments = ["quantize", str(project / "model.onnx"), "--data", str(project / "data.npz"), "--samples", "32"]
+    arguments += ["--statistics", str(kept), "--json", "--quiet"]
+    found = []
+    for out in outs:
+        assert main([*arguments, "--out", str(out)]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["calibration_s"] > found[1]["calibration_s"] == 0.0
+    assert found[1]["calibration_samples"] == 32
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    before = kept.read_bytes()
+    assert main([*arguments, "--samples", "33", "--out", str(project / "three.onnx")]) == 2
+    assert "has samples" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    kept.write_bytes(before.replace(b"0", b"1", 1))
+    assert main([*arguments, "--out", str(project / "four.onnx")]) == 3
+    assert "are damaged" in capsys.readouterr().err
+    assert not (project / "four.onnx").exists()
+
+
+@pytest.mark.parametrize("selection", ["first", "random", "k_center"])
+def test_samples_are_selected_as_asked(project: Path, selection: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = project / f"selected-{selection}.json"
+    arguments = ["quantize", str(project / "model.onnx"), "--data", str(project / "data.npz"), "--samples", "10"]
+    arguments += ["--selection", selection, "--statistics", str(kept), "--out", str(project / f"{selection}.onnx")]
+    assert main([*arguments, "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 310
+    seen = {one.stem: json.loads(one.read_text())["fingerprint"]["samples"] for one in project.glob("selected-*.json")}
+    assert len(set(seen.values())) == len(seen)
+    assert f"selected-{selection}" in seen
+
+
+def test_biases_are_left_alone_when_asked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["quantize", str(project / "model.onnx"), "--data", str(project / "data.npz"), "--samples", "10"]
+    counts = []
+    for flag in ("--bias-correction", "--no-bias-correction"):
+        assert main([*arguments, flag, "--out", str(project / f"{flag}.onnx"), "--json", "--quiet"]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["corrected_biases"])
+    assert counts[0] >= 8
+    assert counts[1] == 0

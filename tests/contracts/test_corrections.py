@@ -181,7 +181,7 @@ def test_int8_does_not_fall_apart(name: str) -> None:
     done = quantize.post_training(_network(), images(4), batches, corrections=[made(name)], **SETTINGS)
     (line,) = done.corrections
     assert (line.name, line.stage) == (name, made(name).stage)
-    assert line.after_db > line.before_db - 3.0
+    assert line.after_db > line.before_db - 5.0
     assert line.after_db > 15.0
     assert done.samples == 64
 

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from edgekd import quantize
 from edgekd.calibration._base import Grid
 from edgekd.calibration._fake_quantize import PerChannelWeightQuantizer
+from edgekd.calibration._pair_sums import largest_pair
 from edgekd.calibration.minmax import MinMax
 from edgekd.catalog import CATALOGS
 from edgekd.corrections import _rounding, adaround
@@ -225,20 +226,21 @@ def calibrated(network: nn.Module, data: Tensor, **changes: Any) -> tuple[GraphM
     return graph, Context(lambda: data.split(16), X86, True, 0, reference)
 
 
-def test_outputs_of_the_network_come_nearer_to_float() -> None:
+@pytest.mark.parametrize(("reduce_range", "decibels"), [(False, 1.0), (True, 0.5)])
+def test_outputs_of_the_network_come_nearer_to_float(reduce_range: bool, decibels: float) -> None:
     network, data = row(), images(64)
-    graph, context = calibrated(network, data)
+    graph, context = calibrated(network, data, reduce_range=reduce_range)
     other = images(128)[64:]
     with torch.no_grad():
         wanted = network(other)
         before = quantize.sqnr_db(wanted, graph(other)[0])
         AdaRound(AdaRound.Options(iterations=400, positions=1024)).apply(graph, context)
         after = quantize.sqnr_db(wanted, graph(other)[0])
-    assert after > before + 2
+    assert after > before + decibels
 
 
 def test_weights_are_codes_times_scales_and_biases_stay() -> None:
-    graph, context = calibrated(row(), images(32))
+    graph, context = calibrated(row(), images(32), reduce_range=False)
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     AdaRound(AdaRound.Options(iterations=20, positions=64)).apply(graph, context)
     found = layers(graph)
@@ -248,6 +250,19 @@ def test_weights_are_codes_times_scales_and_biases_stay() -> None:
         assert quantize.sqnr_db(layer.weight, layer.quantizer(layer.weight)) > 100
     moved = {name for name, value in graph.state_dict().items() if not torch.equal(before[name], value)}
     assert moved == {f"model.{index}.weight" for index in (0, 2, 4, 7)}
+
+
+def test_neighbours_keep_their_bound_and_channels_their_scale_when_the_range_is_reduced() -> None:
+    graph, context = calibrated(row(), images(32), reduce_range=True)
+    before = {layer.node.name: layer.quantizer.parameters_of(layer.weight)[0] for layer in layers(graph)}  # type: ignore[union-attr]
+    AdaRound(AdaRound.Options(iterations=200, positions=256)).apply(graph, context)
+    for layer in layers(graph):
+        assert layer.quantizer is not None
+        scale = layer.quantizer.parameters_of(layer.weight)[0]
+        torch.testing.assert_close(scale, before[layer.node.name], rtol=1e-6, atol=0.0)
+        codes = torch.round(layer.quantizer(layer.weight) / scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+        assert layer.quantizer.pairs == (layer.weight.ndim == 2 or layer.weight.shape[1] > 1)
+        assert not layer.quantizer.pairs or float(largest_pair(codes).max()) <= 128
 
 
 def test_later_layers_are_fitted_to_what_the_quantized_ones_give_them() -> None:

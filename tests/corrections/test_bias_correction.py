@@ -27,7 +27,7 @@ MODES: list[Mode] = ["one_pass", "sequential"]
 
 def calibrated(network: nn.Module, data: Tensor) -> tuple[GraphModule, GraphModule]:
     """A calibrated graph, and the same with quantizers off."""
-    graph = quantize.prepare(network.eval(), data[:4], numerics=X86, calibrator=MinMax(Options()), reduce_range=True)
+    graph = quantize.prepare(network.eval(), data[:4], numerics=X86, calibrator=MinMax(Options()), reduce_range=False)
     quantize.calibrate(graph, data.split(16))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -37,7 +37,7 @@ def calibrated(network: nn.Module, data: Tensor) -> tuple[GraphModule, GraphModu
 
 
 def correct(graph: GraphModule, reference: GraphModule, data: Tensor, mode: Mode, samples: int = 256) -> None:
-    context = Context(lambda: data.split(16), X86, True, 0, reference)
+    context = Context(lambda: data.split(16), X86, False, 0, reference)
     BiasCorrection(BiasCorrection.Options(mode=mode, samples=samples)).apply(graph, context)
 
 
@@ -81,8 +81,8 @@ def images(count: int) -> Tensor:
 def test_bias_is_the_one_worked_by_hand(mode: Mode) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU())
     with torch.no_grad():
-        # the largest weight is code 64 of 7 bits, so a step is a hundredth; 0.104 becomes 0.10
-        network[1].weight.copy_(torch.tensor([[0.64, 0.104]]))  # type: ignore[operator, union-attr]
+        # the largest weight is code 127, so a step is a hundredth; 0.104 becomes 0.10
+        network[1].weight.copy_(torch.tensor([[1.27, 0.104]]))  # type: ignore[operator, union-attr]
         network[1].bias.fill_(0.5)  # type: ignore[operator, union-attr]
     # 0 and 2.55 are the ends of a grid with 255 steps of a hundredth, and the other values are on it
     data = torch.tensor([[0.0, 2.0], [2.55, 1.0], [1.0, 0.5], [0.45, 0.5]]).view(4, 2, 1, 1)
@@ -137,7 +137,7 @@ def test_errors_of_weights_that_were_changed_before_count_too() -> None:
     # adaptive rounding leaves codes, which round to themselves: held against the float weights their error is seen
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=True), nn.ReLU())
     with torch.no_grad():
-        network[1].weight.copy_(torch.tensor([[0.64, 0.104]]))  # type: ignore[operator, union-attr]
+        network[1].weight.copy_(torch.tensor([[1.27, 0.104]]))  # type: ignore[operator, union-attr]
         network[1].bias.fill_(0.5)  # type: ignore[operator, union-attr]
     data = torch.tensor([[0.0, 2.0], [2.55, 1.0], [1.0, 0.5], [0.45, 0.5]]).view(4, 2, 1, 1)
     graph, reference = calibrated(network, data)
@@ -160,7 +160,7 @@ def test_only_the_samples_asked_for_are_looked_at() -> None:
     few, whole = copy.deepcopy(graph.state_dict()), []
     for samples in (16, 64):
         graph.load_state_dict(few)
-        context = Context(batches, X86, True, 0, reference)
+        context = Context(batches, X86, False, 0, reference)
         BiasCorrection(BiasCorrection.Options(samples=samples)).apply(graph, context)
         whole.append(graph.get_parameter("model.0.bias").detach().clone())
     assert not torch.equal(whole[0], whole[1])
@@ -172,4 +172,4 @@ def test_only_the_samples_asked_for_are_looked_at() -> None:
 def test_no_data_is_refused() -> None:
     graph, reference = calibrated(row(), images(16))
     with pytest.raises(DataError, match="A correction saw no data"):
-        BiasCorrection(BiasCorrection.Options()).apply(graph, Context(list, X86, True, 0, reference))
+        BiasCorrection(BiasCorrection.Options()).apply(graph, Context(list, X86, False, 0, reference))

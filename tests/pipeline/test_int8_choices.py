@@ -108,3 +108,26 @@ def test_a_placement_search_is_cached_and_its_choice_shipped(folder: Path) -> No
     assert stage["placement-onnxruntime_x86"] is True
     assert any("placement search chose" in note for note in first["notes"])
     assert all(row["coverage"] == 1.0 for row in first["fusion"])
+
+
+def test_another_calibrator_uses_what_was_seen(folder: Path) -> None:
+    changes: dict[str, Any] = {"mode": "ptq", "calibration_samples": 48, "corrections": []}
+    before = set(folder.glob("calibration/statistics-*.json"))
+    run(folder, until="quantize", quantize={**changes, "calibrator": "minmax"})
+    (kept,) = set(folder.glob("calibration/statistics-*.json")) - before
+    written = kept.stat().st_mtime_ns
+    ranges = [manifest_ranges(folder)]
+    run(folder, until="quantize", quantize={**changes, "calibrator": "percentile"})
+    ranges.append(manifest_ranges(folder))
+    assert set(folder.glob("calibration/statistics-*.json")) - before == {kept}
+    assert kept.stat().st_mtime_ns == written
+    assert ranges[0] != ranges[1]
+    kept.write_text("damaged")
+    run(folder, until="quantize", quantize={**changes, "calibrator": "moving_average"})
+    assert kept.stat().st_mtime_ns != written  # made again
+
+
+def manifest_ranges(folder: Path) -> str:
+    """The ranges of the newest calibrated student."""
+    newest = max(folder.glob("int8_ptq-onnxruntime_x86-????????"), key=lambda one: one.stat().st_mtime_ns)
+    return (newest / "ranges.json").read_text()

@@ -15,6 +15,7 @@ from edgekd.calibration._fake_quantize import ActivationQuantizer, WeightQuantiz
 from edgekd.calibration.minmax import MinMax
 from edgekd.catalog import CATALOGS
 from edgekd.spec import Options
+from edgekd.targets._annotate import TargetQuantizer
 from edgekd.targets._base import Numerics
 
 X86, TENSORRT = "onnxruntime_x86", "tensorrt"
@@ -196,11 +197,20 @@ def test_branch_that_only_a_tap_reads_stays_float() -> None:
     assert sorted(line for line in lines if line.startswith("conv2d")) == ["conv2d(q,-,-)", "conv2d(q,w,-)"]
 
 
-@pytest.mark.parametrize(("reduce_range", "top"), [(False, 127), (True, 64)])
-def test_weights_give_up_a_bit_when_the_range_is_reduced(reduce_range: bool, top: int) -> None:
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_neighbouring_weights_share_their_bits_when_the_range_is_reduced(reduce_range: bool) -> None:
     graph = prepared(Residual(), reduce_range=reduce_range)
     weights = [one for _, one in quantizers(graph) if isinstance(one, WeightQuantizer)]
-    assert [(one.quant_min, one.quant_max, one.ch_axis) for one in weights] == [(-top, top, 0)] * 3
+    assert [(one.quant_min, one.quant_max, one.ch_axis, one.pairs) for one in weights] == [
+        (-127, 127, 0, reduce_range)
+    ] * 3
+
+
+def test_depthwise_weights_keep_all_their_bits_when_the_range_is_reduced() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 12, 3, groups=6))
+    graph = prepared(network, reduce_range=True)
+    weights = [one for _, one in quantizers(graph) if isinstance(one, WeightQuantizer)]
+    assert [one.pairs for one in weights] == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -220,3 +230,25 @@ def test_grid_is_the_target_s(target: str, dtype: torch.dtype, bounds: tuple[int
     after_relu = [one for one in found if float(one.minimum) == 0.0]
     assert after_relu
     assert {int(one.calculate_qparams()[1]) for one in after_relu} == {zero_point}
+
+
+class Scaled(nn.Module):
+    """A normalised input, and a convolution whose result is scaled channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.gamma = nn.Parameter(torch.rand(3, 1, 1)), nn.Parameter(torch.rand(4, 1, 1))
+        self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.conv(x + self.mean) * self.gamma)  # type: ignore[no-any-return]
+
+
+def test_constant_is_added_in_float_to_what_comes_in_float_and_multiplied_as_codes_with_codes() -> None:
+    quantizer = TargetQuantizer(numerics(X86), calibrator=MinMax(Options()), reduce_range=False)
+    graph = torch.export.export(Scaled().eval(), (torch.randn(2, 3, 8, 8),)).module()
+    assert isinstance(graph, GraphModule)
+    names = quantizer.quantized_groups(graph)
+    assert len(names) == 3
+    assert not any("add" in name for name in names)
+    assert any("mul" in name for name in names)
