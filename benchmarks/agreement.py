@@ -1,9 +1,10 @@
 """Do runtimes give the same answers for one int8 file? ONNX Runtime, OpenVINO, and ONNX Runtime on (emulated) Arm.
 
 Each student is quantized four times: with unsigned activations (the target onnxruntime_x86) and signed ones
-(onnxruntime_arm), with weights of 8 bits and of 7. Every file is computed by every runtime that is here on the same
-real images: Fashion-MNIST's test images, and crops of two photographs for EfficientNet-Lite0. The reference is ONNX
-Runtime without optimizations. On x86 without VNNI, 8-bit weights saturate 16-bit sums; 7-bit weights do not.
+(onnxruntime_arm), with weights of 8 bits each and of a reduced range. Every file is computed by every runtime that is
+here on the same real images: Fashion-MNIST's test images, and crops of two photographs for EfficientNet-Lite0. The
+reference is ONNX Runtime without optimizations. On x86 without VNNI, 8-bit weights saturate 16-bit sums; those of a
+reduced range do not.
 
 The emulated Arm needs a folder that `sh benchmarks/arm64_userland.sh FOLDER` makes, named by EDGEKD_ARM64_USERLAND.
 """
@@ -42,9 +43,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 _BATCH = 16
 _VARIANTS = {
     "unsigned_8bit_weights": ("onnxruntime_x86", False),
-    "unsigned_7bit_weights": ("onnxruntime_x86", True),
+    "unsigned_reduced_range": ("onnxruntime_x86", True),
     "signed_8bit_weights": ("onnxruntime_arm", False),
-    "signed_7bit_weights": ("onnxruntime_arm", True),
+    "signed_reduced_range": ("onnxruntime_arm", True),
 }
 _SIZE = 224
 _SCALES = (0.35, 0.9)

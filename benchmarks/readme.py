@@ -11,9 +11,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _record import RESULTS
+from quantization import families, table
 from recipes import tables
 
 README = Path(__file__).parent.parent / "README.md"
+STUDENTS = {
+    "efficientnet_lite0": "EfficientNet-Lite0, 224x224",
+    "efficientnet_lite2": "EfficientNet-Lite2, 260x260",
+    "fashion_resnet8": "The resnet8 of `examples/fashion_mnist.toml`",
+}
 
 
 def main() -> int:
@@ -24,6 +30,9 @@ def main() -> int:
         "fashion_mnist": recipe_block("recipe_fashion_mnist"),
         "latency": latency_block(_read("latency_vs_onnxruntime")),
         "tensorrt": engine_block(_read("tensorrt_engines")),
+        "quantization": "\n\n".join(student_block(name, title) for name, title in STUDENTS.items()),
+        "families": families.table(_read("quantization_families")),
+        "calibration": calibration_block(_read("calibration"), _read("qat_step")),
     }
     for name, block in blocks.items():
         pattern = rf"<!-- results:{name} -->.*?<!-- /results:{name} -->"
@@ -86,6 +95,43 @@ def engine_block(results: dict[str, Any]) -> str:
             )
     lines += ["", f"{results['library']} {results['library_version']}, built without a GPU; not run, which needs one."]
     return "\n".join(lines)
+
+
+def student_block(name: str, title: str) -> str:
+    """Every tool's int8 files of one student."""
+    return f"**{title}**\n\n{table.markdown(_read(f'quantization_{name}'))}"
+
+
+def calibration_block(calibration: dict[str, Any], step: dict[str, Any]) -> str:
+    """Time and memory of calibration, and what a training step costs."""
+    speed, memory = calibration["speed"], calibration["memory"]
+    faster = speed["cpu_times_faster"]
+    entropy = calibration["quality"]["8_bit_weights"]["edgekd_entropy"]["db_over_onnxruntime_entropy"]
+    low, high = entropy["ci95"]
+    lines = [
+        f"- Calibration of {calibration['model']} against ONNX Runtime's entropy calibrator"
+        f" ([`calibration.py`](benchmarks/calibration.py)): {faster['median']:.2f} times faster per image in"
+        f" processor time ({faster['least']:.2f} to {faster['most']:.2f} in {calibration['n']} rounds), output SQNR"
+        f" {entropy['db']:+.2f} dB ({low:+.2f} to {high:+.2f}) with 8-bit weights. Peak memory"
+        f" {_growth(memory, 'edgekd')}; ONNX Runtime {_growth(memory, 'onnxruntime')}.",
+        "",
+        "| a step of quantization-aware training over one of float | ranges tracked | ranges learned (LSQ) | frozen |",
+        "|---|---|---|---|",
+    ]
+    for name, row in step["rows"].items():
+        cells = [row["ratios"][f"{mode}_over_float"] for mode in ("track", "learn", "frozen")]
+        shown = [f"{one['ratio']:.2f}x ({one['ci95'][0]:.2f} to {one['ci95'][1]:.2f})" for one in cells]
+        lines.append(f"| {name}, batch {row['batch']} | {' | '.join(shown)} |")
+    prepared = [f"{name} {one['seconds']:.1f} s" for name, one in step["prepare"].items()]
+    if prepared:
+        lines += ["", f"From the float student to the graph that is trained, checks included: {', '.join(prepared)}."]
+    return "\n".join(lines)
+
+
+def _growth(memory: dict[str, Any], tool: str) -> str:
+    counts = sorted(memory[tool], key=int)
+    first, last = (memory[tool][count]["peak_mib"] for count in (counts[0], counts[-1]))
+    return f"{first:.0f} MiB for {counts[0]} images and {last:.0f} for {counts[-1]}"
 
 
 def _interval(ratio: dict[str, Any]) -> str:

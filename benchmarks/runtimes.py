@@ -184,7 +184,7 @@ def placements(
 def saturation(module: nn.Module, batches: list[Tensor], folder: Path) -> dict[str, float]:
     """OpenVINO's parity with 8-bit and with 7-bit weights; where they differ, sums of products were cut off."""
     own, found = target("openvino"), {}
-    for bits, reduce_range in (("8_bits_db", False), ("7_bits_db", True)):
+    for bits, reduce_range in (("every_weight_8_bits_db", False), ("reduced_range_db", True)):
         program = int8_program(module, batches, numerics=own.numerics, reduce_range=reduce_range)
         path = own.write(program, batches[0], folder / f"weights_{bits}.onnx", int8=True, metadata={})
         found[bits] = program_db(own, path, program, batches[-1])

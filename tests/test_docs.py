@@ -159,7 +159,7 @@ def test_readme_has_the_two_commands_word_for_word() -> None:
 
 def test_readme_leaves_places_for_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("digits", "fashion_mnist", "latency", "tensorrt"):
+    for name in ("digits", "fashion_mnist", "latency", "quantization", "families", "calibration", "tensorrt"):
         assert re.search(rf"<!-- results:{name} -->.*?<!-- /results:{name} -->", text, re.DOTALL), name
 
 

@@ -75,11 +75,18 @@ def ways(*, reduce_range: bool) -> dict[str, Way]:
     shared = {"reduce_range": reduce_range}
     file, torch = {**shared, "batch": 1}, {**shared, "batch": 16}
     found = [
-        Way(OURS, "edgekd", f"ONNX file, mse, {shares}", "edgekd_onnx", None, {**file, "calibrator": "mse"}),
+        Way(
+            OURS,
+            "edgekd",
+            f"ONNX file, mse, bias correction, {shares}",
+            "edgekd_onnx",
+            None,
+            {**file, "calibrator": "mse"},
+        ),
         Way(
             "edgekd_minmax",
             "edgekd",
-            f"ONNX file, minmax, {shares}",
+            f"ONNX file, minmax, bias correction, {shares}",
             "edgekd_onnx",
             None,
             {**file, "calibrator": "minmax"},

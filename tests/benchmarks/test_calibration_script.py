@@ -43,7 +43,7 @@ def test_decibels_are_those_worked_by_hand(script: Any) -> None:
 def test_goals_are_met_when_the_interval_reaches_zero(script: Any) -> None:
     def quality(upper: float) -> dict[str, Any]:
         row = {"edgekd_entropy": {"db_over_onnxruntime_entropy": {"db": -0.1, "ci95": [-1.0, upper]}}}
-        return {"8_bit_weights": row, "7_bit_weights": row}
+        return {"8_bit_weights": row, "without_vnni": row}
 
     found = {"speed": {"cpu_times_faster": {"median": 2.9}}, "memory": {"edgekd_most_over_fewest": 1.1}}
     met = script.goals({**found, "quality": quality(0.2)})
@@ -67,7 +67,7 @@ def test_record_has_every_calibrator_when_the_network_is_tiny(script: Any, tmp_p
     )
     record = json.loads(out.read_text(encoding="utf-8"))
     assert record["benchmark"] == script.NAME == "calibration"
-    for bits in ("8_bit_weights", "7_bit_weights"):
+    for bits in ("8_bit_weights", "without_vnni"):
         rows = record["quality"][bits]
         assert {f"edgekd_{name}" for name in ("entropy", "minmax", "moving_average", "mse", "percentile")} <= set(rows)
         assert {f"onnxruntime_{name}" for name in ("entropy", "minmax", "percentile")} <= set(rows)
