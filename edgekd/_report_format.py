@@ -73,7 +73,7 @@ def points(value: float | None, *, unit: bool = True) -> str:
     """A difference of fractions in signed percentage points."""
     if value is None:
         return MISSING
-    text = f"{100 * value:+.2f}".replace("-", _MINUS)
+    text = f"{100 * value + 0.0:+.2f}".replace("-", _MINUS)  # no minus before a zero
     return f"{text} points" if unit else text
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import lru_cache
 
 import numpy as np
 from onnx import NodeProto
@@ -62,25 +61,13 @@ class Window:
             rows = data.reshape(len(data), -1, data.shape[-1])
             means: np.ndarray = rows.mean(axis=1).sum(axis=0, dtype=np.float64)
             return means
-        summed = data.sum(axis=0, dtype=np.float64)
-        starts, ends = self._padding(summed.shape[1:])
-        padded = np.pad(summed, [(0, 0), *zip(starts, ends, strict=True)])
-        sizes = [
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(
-                padded.shape[1:], self.kernel, self.strides, self.dilations, strict=True
-            )
-        ]
-        places = [padded[(slice(None), *at)].reshape(len(padded), -1).mean(axis=1) for at in self._places(sizes)]
-        return np.stack(places, axis=1).reshape(len(padded), *self.kernel)
-
-    def _places(self, sizes: list[int]) -> Iterator[tuple[slice, ...]]:
-        """For each place of the kernel, what is read there over all positions."""
-        for place in product(*map(range, self.kernel)):
-            yield tuple(
-                slice(at * dilation, at * dilation + (size - 1) * stride + 1, stride)
-                for at, dilation, stride, size in zip(place, self.dilations, self.strides, sizes, strict=True)
-            )
+        sizes = data.shape[2:]
+        along = zip(sizes, self.kernel, self.strides, self.dilations, *self._padding(sizes), strict=True)
+        found: np.ndarray = data[0] if len(data) == 1 else data.sum(axis=0)
+        # the last axis first: what is left for the others is small
+        for axis, numbers in reversed(list(enumerate(along, start=1))):
+            found = np.moveaxis(np.moveaxis(found, axis, -1) @ _reads(*numbers), -1, axis)
+        return found.astype(np.float64)
 
     def _padding(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(at the beginning, at the end) of each dimension."""
@@ -93,3 +80,18 @@ class Window:
         ]
         less, more = tuple(one // 2 for one in wanted), tuple(one - one // 2 for one in wanted)
         return (less, more) if self.same == "SAME_UPPER" else (more, less)
+
+
+@lru_cache(maxsize=256)
+def _reads(size: int, kernel: int, stride: int, dilation: int, start: int, end: int) -> np.ndarray:
+    """Along one axis, how often each place of the kernel reads each position, over the count of outputs.
+
+    Returns:
+        float32, shape (size, kernel); padding has no row.
+    """
+    outputs = (size + start + end - dilation * (kernel - 1) - 1) // stride + 1
+    found = np.zeros((size, kernel), np.float32)
+    for place in range(kernel):
+        positions = np.arange(outputs) * stride + place * dilation - start
+        found[positions[(positions >= 0) & (positions < size)], place] = 1.0 / outputs
+    return found
