@@ -12,7 +12,7 @@ offsets and better initialization", 2020, arXiv:2004.09576, equations 4 to 9.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -202,8 +202,7 @@ class _LearnedTensor(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, rounded = ctx.saved_tensors
         used, (low, high) = ctx.used, ctx.ends
-        inside = torch.ops.aten.hardtanh_backward(gradient, values, low, high)  # equation 5
-        of_scale = _along_scale(gradient, values, rounded, low, high)  # equation 3
+        inside, of_scale = _gradients(gradient, values, rounded, low, high)  # equations 5 and 3
         weight = _gradient_scale(values[0].numel(), used.top) / used.start
         if not ctx.with_shift:
             return inside, of_scale.mul(weight / used.scale).view(1), None, None
@@ -242,26 +241,23 @@ def _gradient_scale(count: int, top: int) -> float:
     return 1.0 / math.sqrt(max(count, 1) * top)
 
 
-def _along_scale(gradient: Tensor, values: Tensor, rounded: Tensor, low: float, high: float) -> Tensor:
-    """The derivative by the scale, times the scale: gradient times rounded - v inside, times rounded outside, summed.
+def _gradients(gradient: Tensor, values: Tensor, rounded: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """The derivative by the values, and that by the scale, times the scale.
 
-    Pieces that fit the cache spare the memory of a whole tensor, whose pages alone would take longer than the sums.
+    The first is the gradient inside [low, high] and 0 outside; the second the gradient times rounded - v inside and
+    times rounded outside, summed. Both are made piece by piece: what fits the cache is read from memory once.
     """
+    dense = gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last)
+    if not (dense and values.stride() == rounded.stride() == gradient.stride()):
+        gradient, values, rounded = gradient.contiguous(), values.contiguous(), rounded.contiguous()
+    found = torch.empty_like(gradient)
     total = torch.zeros((), dtype=gradient.dtype, device=gradient.device)
-    for upstream, value, code in zip(*_pieces(gradient, values, rounded), strict=True):
-        inside = torch.ops.aten.hardtanh_backward(value, value, low, high)  # v inside, 0 outside
-        total += torch.dot(upstream, torch.sub(code, inside, out=inside))
-    return total
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape, each cut into the same flat pieces; copied first if their layouts are unlike."""
-    first = tensors[0]
-    dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
-    alike = dense and all(one.stride() == first.stride() for one in tensors)
-    for one in tensors:
-        flat = one.as_strided((one.numel(),), (1,)) if alike else one.flatten()
-        yield tuple(flat[start : start + _PIECE] for start in range(0, max(len(flat), 1), _PIECE))
+    flat = [one.as_strided((one.numel(),), (1,)) for one in (gradient, values, rounded, found)]
+    for upstream, value, code, inside in zip(*(one.split(_PIECE) for one in flat), strict=True):
+        torch.ops.aten.hardtanh_backward.grad_input(upstream, value, low, high, grad_input=inside)
+        # g (rounded - v) inside and g rounded outside are g rounded less what passed times v
+        total += torch.dot(upstream, code) - torch.dot(inside, value)
+    return found, total
 
 
 def _along(scale: Tensor, values: Tensor, axis: int) -> Tensor:

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     teacher = _kept(given.teacher, given.runs)
     found = {family: [_student(family, seed, teacher, given.runs) for seed in given.seeds] for family in given.families}
     results = {"seeds": given.seeds, "families": {family: summary(rows) for family, rows in found.items()}}
-    shown = ["--families", *given.families, "--seeds", *map(str, given.seeds)]
+    shown = ["--teacher", "TEACHER.safetensors", "--families", *given.families, "--seeds", *map(str, given.seeds)]
     print(write(given.out, name="quantization/families", seed=given.seeds[0], argv=shown, results=results))
     print(table(results))
     return 0
