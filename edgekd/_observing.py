@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +67,7 @@ def observe(
         tensors: computed tensors and inputs, for histograms.
         batches: feeds; samples along axis 0.
         means: names -> of what the mean is wanted.
-        threads: of the runtime.
+        threads: of the runtime, and of torch meanwhile.
 
     Raises:
         DataError: no batch, or a value that is not finite; names the tensor.
@@ -76,7 +77,7 @@ def observe(
     found = Observed({name: Histogram() for name in tensors}, {name: Mean() for name in windows})
     watched = _watched(model, [*tensors, *(window.tensor for window in windows.values())])
     some = False
-    with OnnxRuntimeRunner(watched, threads=threads, checked=False) as runner:
+    with _torch_threads(threads), OnnxRuntimeRunner(watched, threads=threads, checked=False) as runner:
         for feeds in batches:
             values = {**feeds, **runner.run(feeds)}
             for name, histogram in found.histograms.items():
@@ -88,6 +89,17 @@ def observe(
     if not some:
         raise DataError("Calibration saw no data. Give at least one sample.")
     return found
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads: on a busy machine, those that wait for each other cost most."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _watched(model: onnx.ModelProto, wanted: Sequence[str]) -> bytes:

@@ -52,8 +52,16 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "onnxruntime": Environment(packages=("onnxruntime==1.31.1", "onnx==1.23.2", "sympy")),
     "nncf": Environment(
         first=(_TORCH,),
-        # the last two for the student's definition and weights
-        packages=("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.31.1", "onnxscript==0.7.2", "pydantic", "safetensors"),
+        # ninja and torchao it imports and does not declare; the last two for the student's definition and weights
+        packages=(
+            "nncf==3.4.0",
+            "torchao==0.18.0",
+            "onnx==1.23.2",
+            "onnxruntime==1.31.1",
+            "onnxscript==0.7.2",
+            "pydantic",
+            "safetensors",
+        ),
     ),
     # the ONNX part of Intel Neural Compressor has been a package of its own since 3.0
     "neural_compressor": Environment(

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from onnx import NodeProto
+from torch import Tensor
 
 __all__ = ["Window"]
 
@@ -63,11 +65,12 @@ class Window:
             return means
         sizes = data.shape[2:]
         along = zip(sizes, self.kernel, self.strides, self.dilations, *self._padding(sizes), strict=True)
-        found: np.ndarray = data[0] if len(data) == 1 else data.sum(axis=0)
+        # products by torch: its threads are those that were asked for
+        found = torch.from_numpy(data[0] if len(data) == 1 else data.sum(axis=0))
         # the last axis first: what is left for the others is small
         for axis, numbers in reversed(list(enumerate(along, start=1))):
-            found = np.moveaxis(np.moveaxis(found, axis, -1) @ _reads(*numbers), -1, axis)
-        return found.astype(np.float64)
+            found = (found.movedim(axis, -1) @ _reads(*numbers)).movedim(-1, axis)
+        return found.numpy().astype(np.float64)
 
     def _padding(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(at the beginning, at the end) of each dimension."""
@@ -83,7 +86,7 @@ class Window:
 
 
 @lru_cache(maxsize=256)
-def _reads(size: int, kernel: int, stride: int, dilation: int, start: int, end: int) -> np.ndarray:
+def _reads(size: int, kernel: int, stride: int, dilation: int, start: int, end: int) -> Tensor:
     """Along one axis, how often each place of the kernel reads each position, over the count of outputs.
 
     Returns:
@@ -94,4 +97,4 @@ def _reads(size: int, kernel: int, stride: int, dilation: int, start: int, end: 
     for place in range(kernel):
         positions = np.arange(outputs) * stride + place * dilation - start
         found[positions[(positions >= 0) & (positions < size)], place] = 1.0 / outputs
-    return found
+    return torch.from_numpy(found)
