@@ -52,7 +52,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "onnxruntime": Environment(packages=("onnxruntime==1.31.1", "onnx==1.23.2", "sympy")),
     "nncf": Environment(
         first=(_TORCH,),
-        # ninja and torchao it imports and does not declare; the last two for the student's definition and weights
+        # torchao it imports and does not declare; the last two for the student's definition and weights
         packages=(
             "nncf==3.4.0",
             "torchao==0.18.0",
