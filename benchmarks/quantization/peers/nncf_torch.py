@@ -43,7 +43,7 @@ def quantize(job: Job) -> None:
     with job.phase("train"):
         _train(quantized, job.options)
     with job.phase("export"):
-        bare = nncf.strip(quantized.eval())
+        bare = nncf.strip(quantized.eval(), example_input=images[:2])
         names = {"input_names": ["image"], "output_names": ["logits"]}
         batch = {"image": {0: "batch"}, "logits": {0: "batch"}}
         torch.onnx.export(
