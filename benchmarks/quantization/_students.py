@@ -250,4 +250,5 @@ def _training(run: Path, folder: Path) -> dict[str, Any]:
 
 
 def _shipped(run: Path) -> Path | None:
-    return next(iter(sorted(run.glob("export-onnxruntime_x86-*/model.onnx"))), None)
+    found = run.glob("export-onnxruntime_x86-*/model.onnx")
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)  # a run keeps older ones
