@@ -61,8 +61,14 @@ def codes(model: onnx.ModelProto) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("name", ["onnxruntime_x86", "onnxruntime_arm", "tensorrt"])
+WITH_THE_REST = [
+    pytest.param(family, name, marks=() if name == "onnxruntime_x86" or family == "tiny" else pytest.mark.slow)
+    for family in sorted(FAMILIES)
+    for name in ("onnxruntime_x86", "onnxruntime_arm", "tensorrt")
+]
+
+
+@pytest.mark.parametrize(("family", "name"), WITH_THE_REST)
 def test_both_ways_give_the_same_weights_and_nearly_the_same_answers(family: str, name: str):
     by_torch = exported(family, name)
     by_onnx = quantized(exported(family, name, int8=False), name, reduce_range=name == "onnxruntime_x86").model
