@@ -280,7 +280,7 @@ def test_places_are_not_in_the_recorded_command(script: Any) -> None:
 
 
 RESULTS = sorted((BENCHMARKS / "results").glob("quantization_*.json"))
-RESULTS = [path for path in RESULTS if path.name != "quantization_flow.json"]
+RESULTS = [path for path in RESULTS if path.stem not in ("quantization_flow", "quantization_families")]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
@@ -299,3 +299,33 @@ def test_committed_results_are_complete(path: Path, script: Any) -> None:
     assert len(script("table").markdown(record).splitlines()) >= len(made) + 2
     for private in (platform.node(), str(Path.home()), "/tmp/"):
         assert len(private) < 4 or private not in text
+
+
+def test_every_family_and_seed_is_in_the_committed_result(script: Any) -> None:
+    record = json.loads((BENCHMARKS / "results" / "quantization_families.json").read_text(encoding="utf-8"))
+    families = script("families")
+    assert record["benchmark"] == "quantization/families"
+    assert set(record["families"]) == set(families.STUDENTS)
+    for found in record["families"].values():
+        assert [row["seed"] for row in found["students"]] == [0, 1, 2]
+        assert all(row["int8_minus_student"]["n"] == 10_000 for row in found["students"])
+
+
+def test_a_family_s_summary_is_worked_by_hand(script: Any) -> None:
+    rows = [
+        {
+            "seed": seed,
+            "student": 0.9,
+            "int8_ptq": 0.891,
+            "int8": 0.9,
+            "int8_ptq_minus_student": {"points": -0.9},
+            "int8_minus_student": {"points": points},
+        }
+        for seed, points in enumerate((-0.3, 0.0, 0.0))
+    ]
+    found = script("families").summary(rows)
+    assert found["ptq_keeps"] == pytest.approx(0.99)
+    assert found["int8_minus_student"]["points"] == pytest.approx(-0.1)
+    # sd 0.1732, over the root of 3 0.1, times 4.303
+    assert found["int8_minus_student"]["ci95"] == pytest.approx([-0.5303, 0.3303], abs=1e-4)
+    assert "-0.10 (-0.53 to +0.33)" in script("families").table({"families": {"tiny": found}})
