@@ -136,7 +136,8 @@ def _whole_files() -> str:
         rows = _read(f"quantization_{name}")["rows"]
         ours, theirs = rows["edgekd_ptq"]["cpu_seconds"], rows["ort_entropy"]["cpu_seconds"]
         found.append(f"{name} {ours:.1f} against {theirs:.1f} s ({theirs / ours:.1f} times faster)")
-    return f"- From a float ONNX file to its int8 one, 64 images, against `quantize_static` by Entropy: {'; '.join(found)}."
+    shown = "; ".join(found)
+    return f"- From a float ONNX file to its int8 one, 64 images, against `quantize_static` by Entropy: {shown}."
 
 
 def _growth(memory: dict[str, Any], tool: str) -> str:
