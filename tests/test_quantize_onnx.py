@@ -61,8 +61,10 @@ def codes(model: onnx.ModelProto) -> list[np.ndarray]:
     return found
 
 
+# wrn of this depth and width is that resnet
+_QUICK = {"onnxruntime_x86": {"mobilenet_v2", "resnet", "tiny"}, "onnxruntime_arm": {"tiny"}, "tensorrt": {"tiny"}}
 WITH_THE_REST = [
-    pytest.param(family, name, marks=() if name == "onnxruntime_x86" or family == "tiny" else pytest.mark.slow)
+    pytest.param(family, name, marks=() if family in _QUICK[name] else pytest.mark.slow)
     for family in sorted(FAMILIES)
     for name in ("onnxruntime_x86", "onnxruntime_arm", "tensorrt")
 ]

@@ -19,6 +19,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("agreement")
 
 
+@pytest.mark.slow
 def test_row_has_every_variant_against_the_reference(script: Any, tmp_path: Path) -> None:
     calibration, _ = images(32, 2)
     inputs, labels = images(40, 1)
