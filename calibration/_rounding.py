@@ -253,7 +253,7 @@ def _gradients(gradient: Tensor, values: Tensor, rounded: Tensor, low: float, hi
     found = torch.empty_like(gradient)
     total = torch.zeros((), dtype=gradient.dtype, device=gradient.device)
     flat = [one.as_strided((one.numel(),), (1,)) for one in (gradient, values, rounded, found)]
-    for upstream, value, code, inside in zip(*(one.split(_PIECE) for one in flat), strict=True):
+    for upstream, value, code, inside in zip(*(torch.split(one, _PIECE) for one in flat), strict=True):
         torch.ops.aten.hardtanh_backward.grad_input(upstream, value, low, high, grad_input=inside)
         # g (rounded - v) inside and g rounded outside are g rounded less what passed times v
         total += torch.dot(upstream, code) - torch.dot(inside, value)

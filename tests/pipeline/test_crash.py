@@ -188,8 +188,9 @@ def test_command_stopped_at_any_moment_goes_on(recipe_file: Path, tmp_path: Path
             codes.append(process.returncode)
         assert sound(out)
         assert "Traceback" not in said
-    assert set(codes) <= {code, 0}
-    assert codes[0] == code
+    # what arrives while Python itself ends is not ours to answer; a shell says 128 + number of it all the same
+    assert set(codes) <= {code, 0, -number}
+    assert codes[0] in (code, -number)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 5), done.stderr
     assert all(row["ok"] for row in pipeline.verify(out))
