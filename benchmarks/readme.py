@@ -32,7 +32,7 @@ def main() -> int:
         "tensorrt": engine_block(_read("tensorrt_engines")),
         "quantization": "\n\n".join(student_block(name, title) for name, title in STUDENTS.items()),
         "families": families.table(_read("quantization_families")),
-        "calibration": calibration_block(_read("calibration"), _read("qat_step")),
+        "calibration": calibration_block(_read("calibration"), [_read("qat_step"), _read("qat_step_compiled")]),
     }
     for name, block in blocks.items():
         pattern = rf"<!-- results:{name} -->.*?<!-- /results:{name} -->"
@@ -102,7 +102,7 @@ def student_block(name: str, title: str) -> str:
     return f"**{title}**\n\n{table.markdown(_read(f'quantization_{name}'))}"
 
 
-def calibration_block(calibration: dict[str, Any], step: dict[str, Any]) -> str:
+def calibration_block(calibration: dict[str, Any], steps: list[dict[str, Any]]) -> str:
     """Time and memory of calibration, and what a training step costs."""
     speed, memory = calibration["speed"], calibration["memory"]
     faster = speed["cpu_times_faster"]
@@ -119,11 +119,13 @@ def calibration_block(calibration: dict[str, Any], step: dict[str, Any]) -> str:
         "| a step of quantization-aware training over one of float | ranges tracked | ranges learned (LSQ) | frozen |",
         "|---|---|---|---|",
     ]
-    for name, row in step["rows"].items():
-        cells = [row["ratios"][f"{mode}_over_float"] for mode in ("track", "learn", "frozen")]
-        shown = [f"{one['ratio']:.2f}x ({one['ci95'][0]:.2f} to {one['ci95'][1]:.2f})" for one in cells]
-        lines.append(f"| {name}, batch {row['batch']} | {' | '.join(shown)} |")
-    prepared = [f"{name} {one['seconds']:.1f} s" for name, one in step["prepare"].items()]
+    for step in steps:
+        compiled = ", both by torch.compile" if step["compiled"] else ""
+        for name, row in step["rows"].items():
+            cells = [row["ratios"][f"{mode}_over_float"] for mode in ("track", "learn", "frozen")]
+            shown = [f"{one['ratio']:.2f}x ({one['ci95'][0]:.2f} to {one['ci95'][1]:.2f})" for one in cells]
+            lines.append(f"| {name}, batch {row['batch']}{compiled} | {' | '.join(shown)} |")
+    prepared = [f"{name} {one['seconds']:.1f} s" for step in steps for name, one in step["prepare"].items()]
     if prepared:
         lines += ["", f"From the float student to the graph that is trained, checks included: {', '.join(prepared)}."]
     return "\n".join(lines)

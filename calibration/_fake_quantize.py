@@ -25,12 +25,14 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e import FakeQuantizeBase
 
+from edgekd.calibration import _compiled
 from edgekd.calibration._base import Calibrator, Grid
 from edgekd.calibration._histogram import Histogram
 from edgekd.calibration._pair_sums import LARGEST_SUM, largest_pair
 from edgekd.calibration._rounding import (
     SMALLEST_GAIN,
     Range,
+    gradient_scale,
     learned_channels,
     learned_tensor,
     moved_ends,
@@ -185,7 +187,7 @@ class ActivationQuantizer(_Quantizer):
         gain = self.learning()
         scale, zero_point = self.calculate_qparams()
         if gain is not None:
-            return learned_tensor(values.float(), gain, self.shift, self._used(scale, zero_point)).to(values.dtype)
+            return self._learned(values.float(), gain, scale, zero_point).to(values.dtype)
         return rounded_tensor(values.float(), scale, zero_point, self.quant_min, self.quant_max).to(values.dtype)
 
     def _track(self, values: Tensor) -> None:
@@ -193,10 +195,15 @@ class ActivationQuantizer(_Quantizer):
         self.minimum.lerp_(values.amin().float().clamp(max=0.0) * self.ratio[0], _AVERAGING)
         self.maximum.lerp_(values.amax().float().clamp(min=0.0) * self.ratio[1], _AVERAGING)
 
-    def _used(self, scale: Tensor, zero_point: Tensor) -> Range:
+    def _learned(self, values: Tensor, gain: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         start, _ = self.grid.parameters(self.minimum, self.maximum)
-        top = self.quant_max if self.grid.symmetric else self.quant_max - self.quant_min
-        return Range(float(scale), int(zero_point), self.quant_min, self.quant_max, float(start), top)
+        low, high = self.quant_min, self.quant_max
+        top = high if self.grid.symmetric else high - low
+        if torch.compiler.is_compiling():
+            weight = gradient_scale(values[0].numel(), top) / start
+            return _compiled.learned(values, gain, self.shift, (scale, zero_point), (low, high), weight, top)
+        used = Range(float(scale), int(zero_point), low, high, float(start), top)
+        return learned_tensor(values, gain, self.shift, used)
 
 
 class WeightQuantizer(_Quantizer):

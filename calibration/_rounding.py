@@ -2,7 +2,7 @@
 
 On a processor the same numbers as torch's own fake quantization come from its plain vectorised operators, about ten
 times faster, and the gradient's mask is taken from the saved input, which the graph keeps for other reasons anyway.
-Elsewhere, and where torch.compile fuses for itself, torch's own operators run.
+Other devices run torch's own operators, torch.compile those of `_compiled`.
 
 Reference: Esser, McKinstry, Bablani, Appuswamy, Modha, "Learned Step Size Quantization", 2019, arXiv:1902.08153,
 equations 1 to 5; Bhalgat, Lee, Nagel, Blankevoort, Kwak, "LSQ+: Improving low-bit quantization through learnable
@@ -12,15 +12,17 @@ offsets and better initialization", 2020, arXiv:2004.09576, equations 4 to 9.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from edgekd.calibration import _compiled
+
 __all__ = [
     "SMALLEST_GAIN",
     "Range",
+    "gradient_scale",
     "learned_channels",
     "learned_tensor",
     "moved_ends",
@@ -33,14 +35,6 @@ _PIECE = 2**18  # numbers, a megabyte
 
 SMALLEST_GAIN = 2.0**-10
 """A learned scale stays positive, and far from where an int32 bias over it overflows."""
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Tensor])
-
-
-def _uncompiled(function: _Function) -> _Function:
-    """Keep a custom gradient that reads numbers out of a compiled graph: it runs between two halves of it."""
-    return cast(_Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
 class Range(NamedTuple):
@@ -73,7 +67,9 @@ def rounded_tensor(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, 
         low: lowest code.
         high: highest code.
     """
-    if _elsewhere(values):
+    if torch.compiler.is_compiling():
+        return _compiled.rounded(values, scale, zero_point, low, high)
+    if values.device.type != "cpu":
         return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, low, high)
     zero = int(zero_point)
     rounded: Tensor = _Tensor.apply(values, float(scale), float(scale.reciprocal()), low - zero, high - zero)  # type: ignore[no-untyped-call]
@@ -90,14 +86,15 @@ def rounded_channels(values: Tensor, scale: Tensor, axis: int, low: int, high: i
         low: lowest code.
         high: highest code.
     """
-    if _elsewhere(values):
+    if torch.compiler.is_compiling():
+        scale = _compiled.once(scale)
+    elif values.device.type != "cpu":
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(values, scale, zero_point, axis, low, high)
     rounded: Tensor = _Channels.apply(values, _along(scale, values, axis), low, high)  # type: ignore[no-untyped-call]
     return rounded
 
 
-@_uncompiled
 def learned_tensor(values: Tensor, gain: Tensor, shift: Tensor | None, used: Range) -> Tensor:
     """Quantize and dequantize on one grid whose scale, and offset, learn.
 
@@ -116,7 +113,6 @@ def learned_tensor(values: Tensor, gain: Tensor, shift: Tensor | None, used: Ran
     return rounded
 
 
-@_uncompiled
 def learned_channels(
     values: Tensor, gain: Tensor | None, scale: Tensor, start: Tensor, axis: int, low: int, high: int
 ) -> Tensor:
@@ -134,6 +130,8 @@ def learned_channels(
     Returns:
         Same shape as `values`; see `learned_tensor` for the gradient. N counts the values of one channel.
     """
+    if torch.compiler.is_compiling():
+        scale = _compiled.once(scale)
     rounded: Tensor = _LearnedChannels.apply(values, gain, scale, start, axis, low, high)  # type: ignore[no-untyped-call]
     return rounded
 
@@ -203,7 +201,7 @@ class _LearnedTensor(torch.autograd.Function):
         values, rounded = ctx.saved_tensors
         used, (low, high) = ctx.used, ctx.ends
         inside, of_scale = _gradients(gradient, values, rounded, low, high)  # equations 5 and 3
-        weight = _gradient_scale(values[0].numel(), used.top) / used.start
+        weight = gradient_scale(values[0].numel(), used.top) / used.start
         if not ctx.with_shift:
             return inside, of_scale.mul(weight / used.scale).view(1), None, None
         # with an offset the lower end stays where that is, and the upper end is Q_P codes away from it
@@ -232,11 +230,11 @@ class _LearnedChannels(torch.autograd.Function):
         codes = steps.round().clamp_(ctx.low, ctx.high)
         of_scale = inside * (codes - steps) + (gradient - inside) * codes
         of_scale = of_scale.sum([axis for axis in range(values.ndim) if axis != ctx.axis])
-        weight = _gradient_scale(values.numel() // len(start), ctx.high)
+        weight = gradient_scale(values.numel() // len(start), ctx.high)
         return inside, of_scale.mul(weight) / start, None, None, None, None, None
 
 
-def _gradient_scale(count: int, top: int) -> float:
+def gradient_scale(count: int, top: int) -> float:
     """1 / sqrt(N Q_P): a scale then moves, relative to itself, about as fast as a weight."""
     return 1.0 / math.sqrt(max(count, 1) * top)
 
@@ -265,8 +263,3 @@ def _along(scale: Tensor, values: Tensor, axis: int) -> Tensor:
     shape = [1] * values.ndim
     shape[axis] = -1
     return scale.view(shape)
-
-
-def _elsewhere(values: Tensor) -> bool:
-    """Whether torch's own operators are the faster ones: off the processor, and under torch.compile."""
-    return values.device.type != "cpu" or torch.compiler.is_compiling()
