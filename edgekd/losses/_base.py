@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgekd import spec
 
-__all__ = ["Loss", "Outputs", "Step"]
+__all__ = ["Loss", "Outputs", "Split", "Step", "float32"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,31 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class Split:
+    """What is known of the training split before the first step.
+
+    Args:
+        labels: class indices, int64, shape (N,), on the CPU; -1 where a sample has none.
+        classes: K.
+    """
+
+    labels: Tensor
+    classes: int
+
+    @property
+    def labelled(self) -> bool:
+        """Every sample has a label."""
+        return not bool((self.labels < 0).any())
+
+
+@dataclass(frozen=True)
 class Step:
     """Everything a loss may look at in one training step.
 
     Args:
         student: its outputs, with gradient.
         teachers: their outputs, without gradient; empty for a student that learns alone.
-        labels: class probabilities, shape (B, K): one-hot, or mixed and smoothed.
+        labels: class probabilities, shape (B, K): one-hot, or mixed and smoothed; zeros for a sample without label.
         ids: indices of the samples in the training split, shape (B,).
         epoch: 0-based.
         progress: fraction of training done, in [0, 1).
@@ -56,14 +74,23 @@ class Step:
 class Loss(nn.Module):
     """A criterion on one `Step`; the pure formula is a function beside the class.
 
-    Subclasses set `family` and `needs_teacher`, may define their own `Options`, name the taps they read
-    in `student_taps` and `teacher_taps`, and build in `connect` the connectors that join shapes. A loss's
-    parameters are its connectors': they train with the student and are never exported.
+    Subclasses set `family` and, where they differ, the facts below; they may define their own `Options`, name the taps
+    they read in `student_taps` and `teacher_taps`, and build in `connect` the connectors that join shapes. A loss's
+    parameters are its connectors': they train with the student and are never exported. Its buffers are its memory:
+    they are kept in checkpoints.
     """
 
     Options: ClassVar[type[spec.Options]] = spec.Options
     family: ClassVar[Literal["response", "feature", "relation", "attention", "graph"]]
     needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    """Means nothing without labels; a run on unlabelled data stops before its first step."""
+    batchwise: ClassVar[bool] = False
+    """The value depends on which samples share a batch; the loss gathers them from every process."""
+    zero_at_teacher: ClassVar[bool] = True
+    """The value is 0, and flat, where the student equals the teacher."""
+    split: Split | None = None
+    """The training split, set before `connect`; None outside of a run."""
 
     def __init__(self, options: spec.Options) -> None:
         super().__init__()
