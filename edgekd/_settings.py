@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "AssistantSettings",
     "AugmentSettings",
     "BenchSettings",
     "ComputeSettings",
@@ -104,6 +105,12 @@ class TeacherSettings(ModelSettings):
     train: TrainSettings = TrainSettings()
 
 
+class AssistantSettings(ModelSettings):
+    """A network between teacher and student, distilled from those before it; see the method `assistant`."""
+
+    train: TrainSettings | None = Field(None, description="default: that of [distill]")
+
+
 class LossSettings(_Member):
     """One weighted term of the objective (a member of `edgekd list losses`) and its options."""
 
@@ -115,6 +122,10 @@ class DistillSettings(Section):
     """Who learns from whom, by which losses, for how long."""
 
     method: str = "offline"
+    method_options: dict[str, Any] = Field({}, description="the method's own keys, { weighting = 'confidence' }")
+    export: str = Field(
+        "best", description="of several networks that a method trains: the best on validation, or its name"
+    )
     losses: list[LossSettings] = Field(
         [LossSettings(name="cross_entropy", weight=0.1), LossSettings(name="kd", weight=0.9)], min_length=1
     )
@@ -240,6 +251,8 @@ class Recipe(Section):
     compute: ComputeSettings = ComputeSettings()
     data: DataSettings = DataSettings()
     teacher: TeacherSettings
+    teachers: list[TeacherSettings] = Field([], description="more teachers, beside [teacher]")
+    assistants: list[AssistantSettings] = Field([], description="a chain from the teacher to the student")
     student: ModelSettings
     distill: DistillSettings = DistillSettings()
     quantize: QuantizeSettings = QuantizeSettings()
@@ -250,6 +263,12 @@ class Recipe(Section):
     def _targets_once(self) -> Self:
         if len(set(self.export.targets)) != len(self.export.targets):
             raise ValueError("export.targets: each target once")
+        return self
+
+    @model_validator(mode="after")
+    def _chain(self) -> Self:
+        if bool(self.assistants) != (self.distill.method == "assistant"):
+            raise ValueError("[[assistants]] and distill.method = 'assistant' belong together")
         return self
 
     def resolved(self) -> dict[str, Any]:

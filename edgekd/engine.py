@@ -183,6 +183,7 @@ class _Run:
 
     def _epoch(self, epoch: int, ledger: Ledger, progress: Callable[[Tick], None]) -> float:
         self._set_training(True)
+        self.method.start_epoch(epoch)
         rate, step = 0.0, epoch * self.steps_per_epoch
         for raw in self.batches.epoch(epoch):
             self.hooks.on_step(step / self.steps)
@@ -264,6 +265,7 @@ class _Run:
             "groups": [[len(group["params"]), group.get("rate")] for group in self.optimizer.param_groups],
             "terms": [[term.name, term.weight] for term in self.method.losses],
             "options": [term.loss.options.model_dump(mode="json") for term in self.method.losses],
+            "method": [type(self.method).__name__, self.method.options.model_dump(mode="json")],
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

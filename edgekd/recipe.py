@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from edgekd._settings import (
+    AssistantSettings,
     AugmentSettings,
     BenchSettings,
     ComputeSettings,
@@ -32,6 +33,7 @@ from edgekd.catalog import CATALOGS, user_code_beside
 from edgekd.errors import EdgeKDError, RecipeError, did_you_mean
 
 __all__ = [
+    "AssistantSettings",
     "AugmentSettings",
     "BenchSettings",
     "ComputeSettings",
@@ -212,6 +214,14 @@ def _member_tables(
         table = values.get(key)
         if isinstance(table, dict) and isinstance(table.get("model"), str):
             yield "models", key, table, table["model"], section
+    for key, section in (("teachers", TeacherSettings), ("assistants", AssistantSettings)):
+        several = values.get(key)
+        for index, table in enumerate(several if isinstance(several, list) else []):
+            if isinstance(table, dict) and isinstance(table.get("model"), str):
+                yield "models", f"{key}.{index}", table, table["model"], section
+    distill = values.get("distill")
+    if isinstance(distill, dict) and isinstance(options := distill.get("method_options"), dict):
+        yield "methods", "distill.method_options", options, str(distill.get("method", "offline")), Section
     for key in ("distill", "quantize"):
         stage = values.get(key)
         losses = stage.get("losses") if isinstance(stage, dict) else None

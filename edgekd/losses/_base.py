@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from edgekd import spec
 
-__all__ = ["Loss", "Outputs", "Split", "Step", "float32"]
+__all__ = ["Loss", "Outputs", "Split", "Step", "float32", "mixed"]
+
+_TINY = 1e-38  # a share of 0 in the logarithm
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Step:
         ids: indices of the samples in the training split, shape (B,).
         epoch: 0-based.
         progress: fraction of training done, in [0, 1).
+        shares: how much each of several teachers counts for each sample, shape (B, T), rows sum to 1; None for one.
+        mixture: several teachers seen as one, by these shares; None for one.
     """
 
     student: Outputs
@@ -64,11 +68,18 @@ class Step:
     ids: Tensor
     epoch: int
     progress: float
+    shares: Tensor | None = None
+    mixture: Outputs | None = None
 
     @property
     def teacher(self) -> Outputs:
-        """The only teacher, or the first of several."""
-        return self.teachers[0]
+        """The only teacher, or several as one: log of their mean probabilities, and the taps of all."""
+        return self.teachers[0] if self.mixture is None else self.mixture
+
+    def log_targets(self, tau: float) -> Tensor:
+        """Log of the teachers' probabilities softened by tau, averaged by their shares; float32, shape (B, K)."""
+        each = [torch.log_softmax(float32(one.logits.detach()) / tau, dim=1) for one in self.teachers]
+        return each[0] if self.shares is None else mixed(each, self.shares)
 
 
 class Loss(nn.Module):
@@ -114,6 +125,17 @@ class Loss(nn.Module):
     def forward(self, step: Step) -> Tensor:
         """The loss of one step: a scalar in float32."""
         raise NotImplementedError
+
+
+def mixed(log_probabilities: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Log of a weighted mean of probabilities, shape (B, K).
+
+    Args:
+        log_probabilities: one (B, K) for each teacher.
+        shares: weights, shape (B, T), rows sum to 1.
+    """
+    stacked = torch.stack(list(log_probabilities), dim=1) + shares.clamp_min(_TINY).log().unsqueeze(2)
+    return torch.logsumexp(stacked, dim=1)
 
 
 def float32(tensor: Tensor) -> Tensor:

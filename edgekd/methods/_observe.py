@@ -14,10 +14,12 @@ from edgekd.taps import Tapped, TupleOutputs, named_outputs, probe, tapped
 __all__ = ["check_classes", "example_outputs", "observe", "observe_frozen", "with_taps"]
 
 
-def with_taps(network: nn.Module, losses: Iterable[Loss], *, side: str) -> Tapped | TupleOutputs:
-    """The network with every tap that the losses read on its side ("student" or "teacher")."""
+def with_taps(
+    network: nn.Module, losses: Iterable[Loss], *, side: str, more: Iterable[str] = ()
+) -> Tapped | TupleOutputs:
+    """The network with every tap that the losses read on its side ("student" or "teacher"), and some more."""
     names = [name for loss in losses for name in (loss.student_taps() if side == "student" else loss.teacher_taps())]
-    return tapped(network, names)
+    return tapped(network, [*names, *more])
 
 
 def observe(network: Tapped | TupleOutputs, inputs: Tensor) -> Outputs:
@@ -26,10 +28,19 @@ def observe(network: Tapped | TupleOutputs, inputs: Tensor) -> Outputs:
     return Outputs(logits, taps)
 
 
-def observe_frozen(network: Tapped | TupleOutputs, inputs: Tensor) -> Outputs:
-    """One forward in eval mode and without gradient, whatever mode the network was left in."""
+def observe_frozen(network: Tapped | TupleOutputs, inputs: Tensor, ids: Tensor | None = None) -> Outputs:
+    """One forward in eval mode and without gradient, whatever mode the network was left in.
+
+    Args:
+        network: a teacher.
+        inputs: the batch.
+        ids: its samples, for a teacher that looks its answers up instead of computing them.
+    """
     if network.training:
         network.eval()
+    inner = network.model if isinstance(network, Tapped) else network
+    if ids is not None and hasattr(inner, "look_up"):
+        inner.look_up(ids)
     # not inference_mode: its tensors cannot take part in the student's backward pass
     with torch.no_grad():
         return observe(network, inputs)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from edgekd import spec
 from edgekd.errors import UsageError
 from edgekd.losses._base import Step
-from edgekd.methods._base import Batch, Method, Term, WeightedLoss
+from edgekd.methods._base import Batch, Context, Method, Term, WeightedLoss
 from edgekd.methods._observe import check_classes, example_outputs, observe, with_taps
 
 __all__ = ["Alone"]
@@ -27,7 +28,14 @@ class Alone(Method):
 
     needs_teacher = False
 
-    def __init__(self, student: nn.Module, teachers: Sequence[nn.Module], losses: Sequence[WeightedLoss]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        losses: Sequence[WeightedLoss],
+        options: spec.Options | None = None,
+        context: Context | None = None,
+    ) -> None:
         kept = [term for term in losses if not term.loss.needs_teacher]
         if not kept:
             names = ", ".join(term.name for term in losses) or "none"
@@ -36,9 +44,8 @@ class Alone(Method):
             )
         total = sum(term.weight for term in kept)
         shares = [term.weight / total if total else 1 / len(kept) for term in kept]
-        super().__init__(
-            student, (), [WeightedLoss(term.name, term.loss, share) for term, share in zip(kept, shares, strict=True)]
-        )
+        rescaled = [WeightedLoss(term.name, term.loss, share) for term, share in zip(kept, shares, strict=True)]
+        super().__init__(student, (), rescaled, options, context)
 
     def prepare(self, example: Tensor) -> None:
         """Check the network on one example, and build the connectors.
@@ -54,8 +61,7 @@ class Alone(Method):
         self._networks = (with_taps(self.student, losses, side="student"),)
         outputs = example_outputs(self._networks[0], example)
         check_classes(outputs, [])
-        for loss in losses:
-            loss.connect(outputs, None)
+        self.connect(losses, outputs, None)
 
     def terms(self, batch: Batch) -> Mapping[str, Term]:
         """The terms of every loss, by name."""

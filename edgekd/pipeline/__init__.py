@@ -19,7 +19,7 @@ from edgekd.pipeline._quantizing import quantize_stages
 from edgekd.pipeline._reporting import assemble
 from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
 from edgekd.pipeline._shipping import bench_stage, export_stage
-from edgekd.pipeline._training import student_stages, teacher_stage
+from edgekd.pipeline._training import mentor_stages, student_stages
 from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
 
@@ -161,14 +161,14 @@ def _stages(work: Run, until: Stage) -> None:
 
     with suppress(NotThere):
         step("train")
-        teacher = teacher_stage(work)
+        mentors = mentor_stages(work)
         step("distill")
-        student, _ = student_stages(work, teacher)
+        student, _ = student_stages(work, mentors)
         first = None
         for target in work.recipe.export.targets:
             with suppress(NotThere):
                 step("quantize")
-                quantized = quantize_stages(work, target, teacher, student, first)
+                quantized = quantize_stages(work, target, mentors, student, first)
                 first = first or quantized
                 step("export")
                 exported = export_stage(work, target, student, quantized)

@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from edgekd import quantize
-from edgekd.errors import BackendMissing
+from edgekd.errors import BackendMissing, UsageError, did_you_mean
+from edgekd.methods._base import Method
+from edgekd.pipeline._mentors import wanted
 from edgekd.pipeline._qat import qat_settings
 from edgekd.pipeline._quantize_plan import reduced_range
 from edgekd.pipeline._run import Run
@@ -32,14 +34,15 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
     """
     recipe = run.recipe
     _ = run.device  # looked for here, so that a missing one is told before the data is read
-    networks = {"teacher": recipe.teacher, "student": recipe.student} if distills else {"teacher": recipe.teacher}
-    built = {role: _loaded(run, settings) for role, settings in networks.items()}
+    mentors = [_loaded(run, settings) for settings in wanted(run).values()]
     if distills:
+        student = _loaded(run, recipe.student)
         for losses in filter(None, (recipe.distill.losses, recipe.quantize.losses)):
-            method = run_method(run, recipe.distill.method, built["student"], [built["teacher"]], losses)
+            method = run_method(run, student, mentors, losses, peer=lambda index: run.build(recipe.student, index))
             method.prepare(example_inputs(run, 2))
+            _exportable(run, method)
         if recipe.quantize.float_layers:
-            folded = quantize.folded(built["student"].cpu().eval(), example_inputs(run, 2))
+            folded = quantize.folded(student.cpu().eval(), example_inputs(run, 2))
             chosen(groups(folded), recipe.quantize.float_layers)
     for name in recipe.export.targets if exports else ():
         # a file that is not ONNX is written by the target's own library
@@ -49,6 +52,12 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
         missing = run.target("tensorrt").missing()
         if missing is not None:
             raise BackendMissing(missing)
+
+
+def _exportable(run: Run, method: Method) -> None:
+    asked, found = run.recipe.distill.export, list(method.candidates())
+    if asked != "best" and asked not in found:
+        raise UsageError(f"distill.export: there is no network '{asked}'. {did_you_mean(asked, found)}")
 
 
 def _loaded(run: Run, settings: ModelSettings) -> nn.Module:

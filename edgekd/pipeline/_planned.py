@@ -40,6 +40,11 @@ def planned(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
     train, distill = recipe.teacher.train, recipe.distill
     trained = PlannedStage(epochs=_TEACHER * train.epochs)
     stages = {"teacher": trained if recipe.teacher.weights is None else _LOAD}
+    for index, one in enumerate(recipe.teachers, start=2):
+        epochs = PlannedStage(epochs=_TEACHER * one.train.epochs)
+        stages[f"teacher-{index}"] = epochs if one.weights is None else _LOAD
+    for index, assistant in enumerate(recipe.assistants, start=1):
+        stages[f"assistant-{index}"] = PlannedStage(epochs=_TEACHER * (assistant.train or distill.train).epochs)
     if until == "train":
         return stages
     for index in range(distill.repeats):

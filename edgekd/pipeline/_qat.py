@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -12,9 +13,10 @@ from edgekd import quantize
 from edgekd.artifact import Artifact
 from edgekd.calibration._fake_quantize import Phase
 from edgekd.engine import FitResult, Hooks
+from edgekd.pipeline._mentors import Mentor
 from edgekd.pipeline._quantize_plan import losses_of, taps_of
 from edgekd.pipeline._run import Run
-from edgekd.pipeline._training import network_of, run_method, training
+from edgekd.pipeline._training import network_of, networks_of, run_method, training
 from edgekd.recipe import AugmentSettings, TrainSettings
 from edgekd.taps import TupleOutputs
 
@@ -46,7 +48,14 @@ def augment_of(run: Run) -> AugmentSettings:
     return run.recipe.data.augment.model_copy(update={"cutout": 0, "mixup": 0.0})
 
 
-def train(run: Run, graph: GraphModule, teacher: Artifact, settings: TrainSettings, checkpoint: Path) -> FitResult:
+def train(
+    run: Run,
+    graph: GraphModule,
+    mentors: Sequence[Mentor],
+    float_student: Artifact,
+    settings: TrainSettings,
+    checkpoint: Path,
+) -> FitResult:
     """Train a calibrated graph in place; it ends in the phase `frozen`."""
     chosen = run.recipe.quantize
     quantize.set_phase(graph, "frozen")
@@ -54,9 +63,12 @@ def train(run: Run, graph: GraphModule, teacher: Artifact, settings: TrainSettin
         quantize.learn_ranges(graph, rate=chosen.scale_rate)
     guard = _guard(run, graph)
     moving: Phase = "learn" if chosen.ranges == "learned" else "track"
-    student = TupleOutputs(graph, taps_of(run))
     method = run_method(
-        run, run.recipe.distill.method, student, [network_of(run, run.recipe.teacher, teacher)], losses_of(run)
+        run,
+        TupleOutputs(graph, taps_of(run)),
+        networks_of(run, mentors),
+        losses_of(run),
+        peer=lambda index: network_of(run, run.recipe.student, float_student),
     )
 
     def on_step(progress: float) -> None:

@@ -135,6 +135,8 @@ def losses_of(run: Run) -> list[LossSettings]:
 
 
 def taps_of(run: Run) -> tuple[str, ...]:
-    """The modules of the student that those losses look at."""
+    """The modules of the student that those losses, and the method, look at."""
+    member, _ = run._load("methods", run.recipe.distill.method)
     names = [tap for term in weighted_losses(run, losses_of(run)) for tap in term.loss.student_taps()]
-    return tuple(dict.fromkeys(names))
+    own = member.student_taps(member.Options(**run.recipe.distill.method_options))
+    return tuple(dict.fromkeys((*names, *own)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgekd.engine import FitResult
 from edgekd.evaluate import accuracy, predict
 from edgekd.pipeline._calibration_samples import chosen_ids
 from edgekd.pipeline._kept_statistics import RunStatistics
+from edgekd.pipeline._mentors import Mentor, parents_of
 from edgekd.pipeline._mixing import mixed_stage
 from edgekd.pipeline._placing import placement_stage
 from edgekd.pipeline._qat import augment_of, qat_settings, train
@@ -37,17 +38,19 @@ from edgekd.weights import save_weights
 __all__ = ["quantize_stages"]
 
 
-def quantize_stages(run: Run, target: str, teacher: Artifact, student: Artifact, first: Artifact | None) -> Artifact:
+def quantize_stages(
+    run: Run, target: str, mentors: Sequence[Mentor], student: Artifact, first: Artifact | None
+) -> Artifact:
     """The int8 rungs of one target; the last one that the recipe's mode wants goes on.
 
     Args:
         run: the run.
         target: whose.
-        teacher: float.
+        mentors: float; who the student learned from.
         student: float.
         first: the quantized artifact of the recipe's first target, None for that target itself.
     """
-    chosen = run.recipe.quantize
+    chosen, teacher = run.recipe.quantize, mentors[0].artifact
     plan = planned(run, target)
     again = None if first is None or chosen.mode == "ptq" else _again(run, plan, plan_of(first))
     if again is not None and first is not None:
@@ -58,7 +61,7 @@ def quantize_stages(run: Run, target: str, teacher: Artifact, student: Artifact,
         plan = placement_stage(run, plan, student)
     last = _ptq(run, plan, teacher, student)
     if chosen.mode == "qat":
-        last = _qat(run, plan, teacher, student, last)
+        last = _qat(run, plan, mentors, student, last)
     if chosen.max_drop is not None:
         last = mixed_stage(run, student, last, write=_write)
     return last
@@ -101,7 +104,7 @@ def _ptq(run: Run, plan: Plan, teacher: Artifact, student: Artifact) -> Artifact
     return run.stage(f"int8_ptq-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
 
 
-def _qat(run: Run, plan: Plan, teacher: Artifact, student: Artifact, ptq: Artifact) -> Artifact:
+def _qat(run: Run, plan: Plan, mentors: Sequence[Mentor], student: Artifact, ptq: Artifact) -> Artifact:
     settings_of_training = qat_settings(run)
     chosen = run.recipe.quantize
     settings = {
@@ -109,6 +112,7 @@ def _qat(run: Run, plan: Plan, teacher: Artifact, student: Artifact, ptq: Artifa
         "train": settings_of_training.model_dump(mode="json"),
         "losses": [loss.model_dump(mode="json") for loss in losses_of(run)],
         "method": run.recipe.distill.method,
+        **({"method_options": run.recipe.distill.method_options} if run.recipe.distill.method_options else {}),
         "ranges": chosen.ranges,
         "scale_rate": chosen.scale_rate,
         "dampening": chosen.dampening,
@@ -121,7 +125,7 @@ def _qat(run: Run, plan: Plan, teacher: Artifact, student: Artifact, ptq: Artifa
     def make(draft: Draft, checkpoint: Path) -> None:
         start = restored(run, ptq, student)
         graph = copy.deepcopy(start)
-        history = train(run, graph, teacher, settings_of_training, checkpoint)
+        history = train(run, graph, mentors, student, settings_of_training, checkpoint)
         scores = {"int8_ptq": validate(run, start), "int8": validate(run, graph)}
         # validation picks, never test: training that did harm is undone, and the report says so
         kept = "int8" if scores["int8"] >= scores["int8_ptq"] else "int8_ptq"
@@ -129,7 +133,7 @@ def _qat(run: Run, plan: Plan, teacher: Artifact, student: Artifact, ptq: Artifa
         trained = plan.model_copy(update={"made_by": "trained"})
         _write(run, draft, graph if kept == "int8" else start, history, trained)
 
-    parents = {"teacher": teacher, "student": student, "int8_ptq": ptq}
+    parents = {**parents_of(mentors), "student": student, "int8_ptq": ptq}
     return run.stage(f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
 
 

@@ -140,9 +140,8 @@ class Run:
         recipe = self.recipe
         losses = [loss.name for loss in (*recipe.distill.losses, *(recipe.quantize.losses or ()))]
         found = {}
-        for catalog, name in [("models", recipe.teacher.model), ("models", recipe.student.model)] + [
-            ("losses", name) for name in losses
-        ]:
+        networks = (recipe.teacher, *recipe.teachers, *recipe.assistants, recipe.student)
+        for catalog, name in [("models", one.model) for one in networks] + [("losses", name) for name in losses]:
             module = name.partition(":")[0]
             if ":" in name and module not in CATALOGS[catalog].names():
                 self._load(catalog, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,28 @@ from edgekd.batches import Batches, evaluation_batches
 from edgekd.engine import FitResult, Hooks, Tick, check_compatible, fit
 from edgekd.errors import ArtifactError
 from edgekd.evaluate import Predictions, accuracy, predict
-from edgekd.methods._base import Method, WeightedLoss
+from edgekd.losses._base import Split
+from edgekd.methods._base import Context, Method, WeightedLoss
+from edgekd.methods.alone import Alone
+from edgekd.pipeline._mentors import Mentor, assistant_name, parents_of, teacher_name
 from edgekd.pipeline._run import Run
-from edgekd.recipe import AugmentSettings, LossSettings, ModelSettings, TrainSettings
+from edgekd.recipe import (
+    AssistantSettings,
+    AugmentSettings,
+    LossSettings,
+    ModelSettings,
+    TeacherSettings,
+    TrainSettings,
+)
 from edgekd.taps import logits_of
 from edgekd.weights import load_weights, save_weights
 
 __all__ = [
     "WEIGHTS",
+    "initial",
+    "mentor_stages",
     "network_of",
+    "networks_of",
     "predictions_of",
     "student_stages",
     "teacher_stage",
@@ -35,11 +48,21 @@ __all__ = [
 
 WEIGHTS, PREDICTIONS, HISTORY = "model.safetensors", "predictions.npz", "history.json"
 _ALONE = [LossSettings(name="cross_entropy", weight=1.0)]
+_APART = 10_007  # seeds of a student's peers are this far apart: further than anybody repeats a run
 
 
-def teacher_stage(run: Run) -> Artifact:
-    """The teacher: trained by the recipe, or taken from its weights file."""
-    settings = run.recipe.teacher
+def mentor_stages(run: Run) -> list[Mentor]:
+    """Everyone the student learns from: teachers first, then each assistant, distilled from those before it."""
+    made = []
+    for index, settings in enumerate((run.recipe.teacher, *run.recipe.teachers)):
+        made.append(teacher_stage(run, settings, teacher_name(index)))
+    for index, assistant in enumerate(run.recipe.assistants):
+        made.append(_assistant(run, assistant, assistant_name(index), list(made)))
+    return made
+
+
+def teacher_stage(run: Run, settings: TeacherSettings, name: str) -> Mentor:
+    """A teacher: trained by the recipe, or taken from its weights file."""
     shared = {"teacher": settings.model_dump(mode="json"), "seed": run.recipe.seed, **_computing(run)}
     if settings.weights is not None:
         path = _weights_path(run, settings)
@@ -56,10 +79,35 @@ def teacher_stage(run: Run) -> Artifact:
             history = _train_alone(run, network, settings.train, run.recipe.seed, checkpoint)
         write_model(run, draft, network, history)
 
-    return run.stage("teacher", kind="checkpoint", settings=shared, parents={}, make=make)
+    return Mentor(name, settings, run.stage(name, kind="checkpoint", settings=shared, parents={}, make=make))
 
 
-def student_stages(run: Run, teacher: Artifact) -> tuple[Artifact, Artifact | None]:
+def _assistant(run: Run, chosen: AssistantSettings, name: str, mentors: Sequence[Mentor]) -> Mentor:
+    train = chosen.train or run.recipe.distill.train
+    settings = {
+        "assistant": chosen.model_dump(mode="json"),
+        **_distilling(run),
+        "train": train.model_dump(mode="json"),
+        "seed": run.recipe.seed,
+        **_computing(run),
+    }
+
+    def make(draft: Draft, checkpoint: Path) -> None:
+        method = run_method(
+            run,
+            initial(run, chosen, run.recipe.seed),
+            networks_of(run, mentors),
+            run.recipe.distill.losses,
+            peer=lambda index: run.build(chosen, run.recipe.seed + index),
+        )
+        history = training(run, method, train, seed=run.recipe.seed, checkpoint=checkpoint)
+        write_model(run, draft, method.exported(), history)
+
+    made = run.stage(name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make)
+    return Mentor(name, chosen, made)
+
+
+def student_stages(run: Run, mentors: Sequence[Mentor]) -> tuple[Artifact, Artifact | None]:
     """The distilled student and the student alone; repeats with other seeds are made too.
 
     Returns:
@@ -70,7 +118,7 @@ def student_stages(run: Run, teacher: Artifact) -> tuple[Artifact, Artifact | No
         suffix = f"-seed{run.recipe.seed + index}" if index else ""
         if run.recipe.distill.baseline:
             alone.append(_alone(run, f"student_alone{suffix}", run.recipe.seed + index))
-        students.append(_distilled(run, f"student{suffix}", teacher, run.recipe.seed + index))
+        students.append(_distilled(run, f"student{suffix}", mentors, run.recipe.seed + index))
     return students[0], alone[0] if alone else None
 
 
@@ -83,41 +131,68 @@ def _alone(run: Run, name: str, seed: int) -> Artifact:
     }
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        network = _initial(run, run.recipe.student, seed)
+        network = initial(run, run.recipe.student, seed)
         history = _train_alone(run, network, run.recipe.distill.train, seed, checkpoint)
         write_model(run, draft, network, history)
 
     return run.stage(name, kind="checkpoint", settings=settings, parents={}, make=make)
 
 
-def _distilled(run: Run, name: str, teacher: Artifact, seed: int) -> Artifact:
+def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Artifact:
     distill = run.recipe.distill
     settings = {
         **_student(run),
-        "method": distill.method,
-        "losses": [loss.model_dump(mode="json") for loss in distill.losses],
+        **_distilling(run),
         "train": distill.train.model_dump(mode="json"),
         "seed": seed,
         **_computing(run),
     }
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        network = _initial(run, run.recipe.student, seed)
         method = run_method(
-            run, distill.method, network, [network_of(run, run.recipe.teacher, teacher)], distill.losses
+            run,
+            initial(run, run.recipe.student, seed),
+            networks_of(run, mentors),
+            distill.losses,
+            peer=lambda index: initial(run, run.recipe.student, seed + _APART * index),
         )
         history = training(run, method, distill.train, seed=seed, checkpoint=checkpoint)
-        write_model(run, draft, network, history)
+        write_model(run, draft, _picked(run, draft, method), history)
 
-    return run.stage(name, kind="checkpoint", settings=settings, parents={"teacher": teacher}, make=make)
+    return run.stage(name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make)
+
+
+def _picked(run: Run, draft: Draft, method: Method) -> nn.Module:
+    """The network that is shipped, of those that a method trained: the one named, or the best on validation."""
+    found, asked = method.candidates(), run.recipe.distill.export
+    if len(found) == 1:
+        return next(iter(found.values()))
+    scores = {name: validation_accuracy(run, network) for name, network in found.items()}
+    picked = max(scores, key=lambda name: scores[name]) if asked == "best" else asked
+    draft.metrics |= {"val_accuracy": scores, "kept": picked}
+    return found[picked]
+
+
+def validation_accuracy(run: Run, network: nn.Module) -> float:
+    """Accuracy of a network on the validation split, in [0, 1]."""
+    network.eval()
+    return accuracy(_predict(run, network, run.data.val)).value
 
 
 def run_method(
-    run: Run, name: str, student: nn.Module, teachers: Sequence[nn.Module], losses: Sequence[LossSettings]
+    run: Run,
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    losses: Sequence[LossSettings],
+    *,
+    peer: Callable[[int], nn.Module] | None = None,
 ) -> Method:
-    """A method of the catalog around a student."""
-    member, _ = run._load("methods", name)
-    method: Method = member(student, teachers, weighted_losses(run, losses))
+    """The recipe's method around a student."""
+    member, _ = run._load("methods", run.recipe.distill.method)
+    context = Context(Split(run.data.train.labels, len(run.data.classes)), peer)
+    given = teachers if member.needs_teacher else []
+    options = member.Options(**run.recipe.distill.method_options)
+    method: Method = member(student, given, weighted_losses(run, losses), options, context)
     return method
 
 
@@ -212,6 +287,11 @@ def history_of(artifact: Artifact) -> FitResult | None:
     return FitResult.model_validate_json(artifact.file(HISTORY).read_bytes())
 
 
+def networks_of(run: Run, mentors: Sequence[Mentor]) -> list[nn.Module]:
+    """The networks that are learned from, in evaluation mode."""
+    return [network_of(run, one.settings, one.artifact) for one in mentors]
+
+
 def network_of(run: Run, settings: ModelSettings, artifact: Artifact) -> nn.Module:
     """The network of a checkpoint, in evaluation mode."""
     network = run.build(settings, run.recipe.seed)
@@ -240,11 +320,11 @@ def check_neighbour(run: Run, weights: Path) -> None:
 
 
 def _train_alone(run: Run, network: nn.Module, settings: TrainSettings, seed: int, checkpoint: Path) -> FitResult:
-    method = run_method(run, "alone", network, [], _ALONE)
+    method = Alone(network, [], weighted_losses(run, _ALONE))
     return training(run, method, settings, seed=seed, checkpoint=checkpoint)
 
 
-def _initial(run: Run, settings: ModelSettings, seed: int) -> nn.Module:
+def initial(run: Run, settings: ModelSettings, seed: int) -> nn.Module:
     network = run.build(settings, seed)
     if settings.weights is not None:
         load_weights(network, _weights_path(run, settings))
@@ -265,6 +345,13 @@ def _computing(run: Run) -> dict[str, Any]:
         "precision": run.recipe.compute.precision,
         "device": run.device.type,
     }
+
+
+def _distilling(run: Run) -> dict[str, Any]:
+    """The method and its losses, as plain values; what has its default is left out, as it was before it was there."""
+    distill = run.recipe.distill
+    more = {key: value for key in ("method_options", "export") if (value := getattr(distill, key)) not in ({}, "best")}
+    return {"method": distill.method, "losses": [loss.model_dump(mode="json") for loss in distill.losses], **more}
 
 
 def _weights_path(run: Run, settings: ModelSettings) -> Path:

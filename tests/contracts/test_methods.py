@@ -1,18 +1,28 @@
-"""Every method of the catalog: prepares once, gives finite terms, leaves teachers alone, exports the student."""
+"""Every method of the catalog: prepares once, gives finite terms, leaves teachers alone, exports the student.
+
+A method with options that it cannot do without says them in `tests/methods/case_<name>.py`:
+    OPTIONS    values of its options for the networks here, which are `tiny`
+    TEACHERS   how many; default 1
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from edgekd.catalog import CATALOGS
+from edgekd.losses._base import Split
 from edgekd.losses.cross_entropy import CrossEntropy
 from edgekd.losses.hint import Hint
 from edgekd.losses.kd import KD
-from edgekd.methods._base import Batch, Method, WeightedLoss
+from edgekd.methods._base import Batch, Context, Method, WeightedLoss
 from edgekd.models.tiny import Tiny
 
 NAMES = CATALOGS["methods"].names()
@@ -30,16 +40,40 @@ def losses() -> list[WeightedLoss]:
     ]
 
 
+@cache
+def case(name: str) -> dict[str, Any]:
+    """What `case_<name>.py` says, if it is there."""
+    path = Path(__file__).parents[1] / "methods" / f"case_{name}.py"
+    if not path.is_file():
+        return {}
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)
+
+
+def made(name: str, student: nn.Module) -> Method:
+    member = CATALOGS["methods"].load(name).member
+    teachers = [network(8) for _ in range(case(name).get("TEACHERS", 1))] if member.needs_teacher else []
+    context = Context(Split(torch.arange(12) % 3, 3), lambda index: network(4))
+    method: Method = member(student, teachers, losses(), member.Options(**case(name).get("OPTIONS", {})), context)
+    return method
+
+
 def prepared(name: str) -> Method:
     torch.manual_seed(0)
-    member = CATALOGS["methods"].load(name).member
-    method = member(network(4), [network(8)] if member.needs_teacher else [], losses())
+    method = made(name, network(4))
     method.prepare(torch.randn(2, 1, 8, 8))
+    method.start_epoch(0)
     return method
 
 
 def batch() -> Batch:
-    return Batch(torch.randn(4, 1, 8, 8), torch.eye(3)[[0, 1, 2, 0]], torch.arange(4), epoch=0, progress=0.0)
+    # as `edgekd.batches` makes one for any way of sampling: the second half are the same classes, and two views of one
+    labels = torch.eye(3)[[0, 1, 2, 0, 1, 2]]
+    return Batch(torch.randn(6, 1, 8, 8), labels, torch.tensor([0, 1, 2, 0, 1, 2]), epoch=0, progress=0.0)
 
 
 def test_catalog_holds_the_first_methods():
@@ -59,11 +93,18 @@ def test_terms_are_finite_scalars_and_train_the_student(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_prepare_leaves_the_student_as_it_was(name):
     torch.manual_seed(0)
-    member = CATALOGS["methods"].load(name).member
     student = network(4)
     before = copy.deepcopy(student.state_dict())
-    member(student, [network(8)] if member.needs_teacher else [], losses()).prepare(torch.randn(2, 1, 8, 8))
+    made(name, student).prepare(torch.randn(2, 1, 8, 8))
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_that_could_be_shipped_takes_the_students_weights(name):
+    method = prepared(name)
+    for other in method.candidates().values():
+        other.load_state_dict(method.exported().state_dict())
+        assert other(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -71,10 +71,9 @@ def test_error_suggests_a_tap_when_it_is_unknown():
         method.prepare(EXAMPLE)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_error_when_there_is_not_one_teacher(count):
-    method = Offline(network(), [network() for _ in range(count)], [WeightedLoss("kd", KD(KD.Options()), 1.0)])
-    with pytest.raises(UsageError, match=f"learns from one teacher, got {count}"):
+def test_error_when_there_is_no_teacher():
+    method = Offline(network(), [], [WeightedLoss("kd", KD(KD.Options()), 1.0)])
+    with pytest.raises(UsageError, match="learns from a teacher, got none"):
         method.prepare(EXAMPLE)
 
 
