@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import onnx
@@ -14,6 +12,7 @@ import onnxruntime
 
 from edgekd.errors import BackendMissing, MismatchError, ModelFileError
 from edgekd.targets._modelfile import model_from_bytes, model_inputs, model_outputs, read_model
+from edgekd.targets._session import SessionRunner
 
 __all__ = ["CPU", "OnnxRuntimeRunner", "ort_errors", "session_options", "simplified"]
 
@@ -29,7 +28,7 @@ _PACKAGES = {
 }
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(SessionRunner):
     """Run an ONNX model through ONNX Runtime.
 
     Args:
@@ -91,7 +90,7 @@ class OnnxRuntimeRunner:
         except ort_errors() as error:
             raise ModelFileError(f"{self._where}: ONNX Runtime refuses the model: {_sentence(error)}.") from error
         session.disable_fallback()
-        self._session: onnxruntime.InferenceSession | None = session
+        self._session = session
         self.provider_used: str = session.get_providers()[0]
         if self.provider_used != provider:
             raise BackendMissing(f"{provider} was asked for and ONNX Runtime started {self.provider_used} instead.")
@@ -109,27 +108,6 @@ class OnnxRuntimeRunner:
         except ValueError as error:  # a missing input, found before the runtime is called
             raise MismatchError(f"{self._where}: {error}. {_wanted(self, feeds)}") from error
         return dict(zip(self._output_names, values, strict=True))
-
-    def profile_path(self) -> Path:
-        """End the recording of operator times; the JSON file that has them."""
-        return Path(self._open().end_profiling())
-
-    def close(self) -> None:
-        """Free the session; a second call does nothing."""
-        self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _open(self) -> onnxruntime.InferenceSession:
-        if self._session is None:
-            raise RuntimeError(f"runner of {self._where} is closed")
-        return self._session
 
 
 def session_options(*, threads: int, int8_activations: bool | None = None) -> onnxruntime.SessionOptions:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import onnx
@@ -14,11 +12,12 @@ import onnxruntime
 from edgekd.errors import MismatchError, ModelFileError
 from edgekd.targets._modelfile import model_inputs, model_outputs, read_model
 from edgekd.targets._onnxruntime import CPU, ort_errors, session_options
+from edgekd.targets._session import SessionRunner
 
 __all__ = ["PlainRunner"]
 
 
-class PlainRunner:
+class PlainRunner(SessionRunner):
     """Run a graph operator by operator, Q and DQ included: what the file means, in float arithmetic.
 
     Nothing is fused, so an int8 file is computed on floats that were rounded to their grids, and no 8-bit kernel
@@ -49,7 +48,7 @@ class PlainRunner:
             session = onnxruntime.InferenceSession(content, options, providers=[CPU])
         except ort_errors() as error:
             raise ModelFileError(f"{self._where}: ONNX Runtime refuses the model: {_first_line(error)}.") from error
-        self._session: onnxruntime.InferenceSession | None = session
+        self._session = session
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; keys are input names, the result's keys are output names.
@@ -64,27 +63,6 @@ class PlainRunner:
             wanted = ", ".join(f"'{spec.name}' {spec.dtype} {spec.shape}" for spec in self.inputs)
             raise MismatchError(f"{self._where}: {_first_line(error)}. The model takes {wanted}.") from error
         return dict(zip(names, values, strict=True))
-
-    def profile_path(self) -> Path:
-        """End the recording of operator times; the JSON file that has them."""
-        return Path(self._open().end_profiling())
-
-    def close(self) -> None:
-        """Free the session; a second call does nothing."""
-        self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _open(self) -> onnxruntime.InferenceSession:
-        if self._session is None:
-            raise RuntimeError(f"runner of {self._where} is closed")
-        return self._session
 
 
 def _refused() -> tuple[type[Exception], ...]:

@@ -11,17 +11,8 @@ import onnx
 from edgekd.spec import Runner
 from edgekd.targets._audit import audit_onnxruntime
 from edgekd.targets._base import Audit, Target
-from edgekd.targets._graph import (
-    Graph,
-    absorb_clamps,
-    fold_pads,
-    quantize_bias,
-    remove_dead,
-    remove_identities,
-    restore_global_pool,
-)
 from edgekd.targets._onnxruntime import OnnxRuntimeRunner
-from edgekd.targets._sharing import share_constants
+from edgekd.targets._processor_graph import finished
 
 __all__ = ["OnnxRuntimeTarget"]
 
@@ -35,16 +26,7 @@ class OnnxRuntimeTarget(Target):
     machines: ClassVar[tuple[str, ...]]
 
     def finish(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
-        graph = Graph(model)
-        remove_identities(graph)
-        restore_global_pool(graph)
-        fold_pads(graph)
-        if int8:
-            absorb_clamps(graph)
-            quantize_bias(graph)
-        remove_dead(graph)
-        share_constants(graph)
-        return model
+        return finished(model, int8=int8)
 
     def audit(self, path: Path) -> Audit:
         return audit_onnxruntime(path, target=self.name, asked_int8=True, int8_activations=self._signed)

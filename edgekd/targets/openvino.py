@@ -15,21 +15,12 @@ from edgekd.errors import BackendMissing, ModelFileError
 from edgekd.recipe import ExportSettings
 from edgekd.spec import Runner
 from edgekd.targets._base import Audit, Built, Numerics, Target
-from edgekd.targets._graph import (
-    Graph,
-    absorb_clamps,
-    fold_pads,
-    quantize_bias,
-    remove_dead,
-    remove_identities,
-    restore_global_pool,
-)
 from edgekd.targets._openvino_audit import audit_openvino
 from edgekd.targets._openvino_executed import is_int8_kernel
 from edgekd.targets._openvino_library import DEVICE, core, openvino_errors, openvino_library, reason
 from edgekd.targets._openvino_runner import IR_SUFFIX, OpenVinoRunner
+from edgekd.targets._processor_graph import finished
 from edgekd.targets._profile import OperatorTime
-from edgekd.targets._sharing import share_constants
 
 __all__ = ["OpenVino"]
 
@@ -51,16 +42,7 @@ class OpenVino(Target):
     )
 
     def finish(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
-        graph = Graph(model)
-        remove_identities(graph)
-        restore_global_pool(graph)
-        fold_pads(graph)
-        if int8:
-            absorb_clamps(graph)
-            quantize_bias(graph)
-        remove_dead(graph)
-        share_constants(graph)
-        return model
+        return finished(model, int8=int8)
 
     def audit(self, path: Path) -> Audit:
         return audit_openvino(path, target=self.name)
