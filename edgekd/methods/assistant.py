@@ -12,12 +12,12 @@ from torch import Tensor
 from edgekd import spec
 from edgekd.losses._base import Outputs
 from edgekd.methods._panel import given_shares
-from edgekd.methods.offline import Offline
+from edgekd.methods._taught import Taught
 
 __all__ = ["Assistant"]
 
 
-class Assistant(Offline):
+class Assistant(Taught):
     """Learn from the last of a chain of teachers, each larger than the next, or from all of them.
 
     The recipe's `[[assistants]]` are the chain after `[teacher]`. Each is trained by this method from those before it,

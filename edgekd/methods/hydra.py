@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -15,13 +15,12 @@ from edgekd.errors import MismatchError
 from edgekd.losses._base import Outputs
 from edgekd.methods._base import Batch, Term
 from edgekd.methods._observe import example_outputs, observe
-from edgekd.methods._panel import given_shares
-from edgekd.methods.offline import Offline
+from edgekd.methods._taught import Taught
 
 __all__ = ["Hydra"]
 
 
-class Hydra(Offline):
+class Hydra(Taught):
     """Let every teacher of an ensemble teach a head of its own, so that what they disagree about is not averaged away.
 
     A head is the student's own classifier and a linear correction of the features before it; the corrections sum to
@@ -48,7 +47,7 @@ class Hydra(Offline):
         return (cast(Hydra.Options, options).student_tap,)
 
     def prepare(self, example: Tensor) -> None:
-        """See `Offline.prepare`; also builds the heads, which start as the student's own classifier.
+        """See `Taught.prepare`; also builds the heads, which start as the student's own classifier.
 
         Raises:
             MismatchError: the tap is no feature vector or map.
@@ -88,9 +87,6 @@ class Hydra(Offline):
         features = features.mean(dim=(2, 3)) if features.dim() == 4 else features
         moved = torch.stack([layer(features) for layer in self.corrections])
         return list(student.logits + (moved - moved.mean(dim=0)))
-
-    def _shares(self, teachers: Sequence[Outputs], labels: Tensor) -> Tensor:
-        return given_shares([1.0] * len(teachers), labels)
 
     def trained(self) -> tuple[nn.Module, ...]:
         """The student, the losses' connectors and the heads."""

@@ -18,7 +18,6 @@ from edgekd.errors import ArtifactError
 from edgekd.evaluate import Predictions, accuracy, predict
 from edgekd.losses._base import Split
 from edgekd.methods._base import Context, Method, WeightedLoss
-from edgekd.methods.alone import Alone
 from edgekd.pipeline._mentors import Mentor, assistant_name, parents_of, teacher_name
 from edgekd.pipeline._run import Run
 from edgekd.recipe import (
@@ -229,6 +228,7 @@ def training(
         seed=seed,
         augment=augment or run.recipe.data.augment,
         label_smoothing=settings.label_smoothing,
+        sampling=type(method).sampling,
     )
 
     def validate(network: nn.Module) -> float:
@@ -320,7 +320,7 @@ def check_neighbour(run: Run, weights: Path) -> None:
 
 
 def _train_alone(run: Run, network: nn.Module, settings: TrainSettings, seed: int, checkpoint: Path) -> FitResult:
-    method = Alone(network, [], weighted_losses(run, _ALONE))
+    method: Method = run._load("methods", "alone")[0](network, [], weighted_losses(run, _ALONE))
     return training(run, method, settings, seed=seed, checkpoint=checkpoint)
 
 
