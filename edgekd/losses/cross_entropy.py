@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgekd.losses._base import Loss, Step, float32
+from edgekd.losses._base import Loss, Outputs, Step, float32
+from edgekd.losses._logits import needs_softmax
 
 __all__ = ["CrossEntropy", "cross_entropy"]
 
@@ -32,6 +33,14 @@ class CrossEntropy(Loss):
 
     family = "response"
     needs_teacher = False
+
+    def connect(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Check that there is more than one class.
+
+        Raises:
+            MismatchError: one logit.
+        """
+        needs_softmax("cross_entropy", student, None, instead="binary_cross_entropy")
 
     def forward(self, step: Step) -> Tensor:
         """The cross-entropy of one step."""

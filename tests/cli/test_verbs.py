@@ -238,7 +238,8 @@ def test_list_has_every_member_with_its_summary(capsys: pytest.CaptureFixture[st
 def test_list_shows_the_options_of_one_member(capsys: pytest.CaptureFixture[str]) -> None:
     code, found = _json(["list", "losses", "kd"], capsys)
     assert code == 0
-    assert [(row["option"], row["default"]) for row in found["options"]] == [("tau", 4.0)]
+    options = [(row["option"], row["default"]) for row in found["options"]]
+    assert options == [("tau", 4.0), ("standardize", False), ("more_taus", [])]
     assert main(["list", "losses", "kdd"]) == 2
     assert "Did you mean 'kd'" in capsys.readouterr().err
 
