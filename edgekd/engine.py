@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def fit(
     tag: str = "",
     hooks: Hooks | None = None,
     progress: Callable[[Tick], None] | None = None,
+    companions: Mapping[str, Tensor] | None = None,
 ) -> FitResult:
     """Train what a method trains.
 
@@ -71,6 +72,7 @@ def fit(
         tag: identifies data and models, which this function cannot compare by value.
         hooks: see `Hooks`.
         progress: called after every step.
+        companions: connectors and the like of an earlier training of this student; see `Method.join`.
 
     Returns:
         The history. The weights are those of the last epoch, not of the best.
@@ -84,7 +86,7 @@ def fit(
     """
     compute = compute or ComputeSettings()
     with threads(compute.threads):
-        run = _Run(method, batches, settings, compute, seed, hooks or Hooks())
+        run = _Run(method, batches, settings, compute, seed, hooks or Hooks(), companions or {})
         run.start(checkpoint, tag)
         return run.train(evaluate, progress or (lambda tick: None))
 
@@ -100,6 +102,7 @@ class _Run:
         compute: ComputeSettings,
         seed: int,
         hooks: Hooks,
+        companions: Mapping[str, Tensor],
     ) -> None:
         self.method, self.batches, self.settings, self.hooks = method, batches, settings, hooks
         self.precision, self.seed = compute.precision, seed
@@ -109,7 +112,7 @@ class _Run:
             raise UsageError("There is not one batch to train on: the training split is empty.")
         self.accelerator = accelerator(compute)
         set_seed(seed)
-        self._prepare()
+        self._prepare(companions)
         self.optimizer = make_optimizer(method.trained(), settings=settings)
         self.clipped = clipped_together(self.optimizer)
         self.average = Average(method.exported(), settings.ema_decay) if settings.ema_decay else None
@@ -117,7 +120,7 @@ class _Run:
         self.checkpoint: Path | None = None
         self.tag = ""
 
-    def _prepare(self) -> None:
+    def _prepare(self, companions: Mapping[str, Tensor]) -> None:
         device = self.accelerator.device
         self.method.to(device)
         for teacher in self.method.teachers:
@@ -125,6 +128,7 @@ class _Run:
         self.layout = torch.contiguous_format
         example = self._batch(next(iter(self.batches.epoch(0))), step=0).inputs
         self.method.prepare(example)
+        self.method.join(companions)
         self.layout = faster_layout([self.method.exported(), *self.method.teachers], example)
         self._lay_out(self.layout)
         # one forward of the method is one forward of the wrapper: gradients of several processes meet in it

@@ -136,6 +136,20 @@ class Method(nn.Module):
         """Every network that could be shipped, by name; all are built like the student."""
         return {"student": self.exported()}
 
+    def companions(self) -> dict[str, Tensor]:
+        """The state of everything beside the student: connectors, branches, peers, memories."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("student.")}
+
+    def join(self, companions: Mapping[str, Tensor]) -> None:
+        """Take over what `companions` of another training gave, where name and shape agree; call after `prepare`.
+
+        A student that is trained further, as int8, would otherwise meet connectors and branches that know nothing, and
+        their first gradients would undo what it learned.
+        """
+        own = self.companions()
+        agreeing = {name: value for name, value in companions.items() if name in own and own[name].shape == value.shape}
+        self.load_state_dict(agreeing, strict=False)
+
     def connect(self, losses: Iterable[Loss], student: Outputs, teacher: Outputs | None) -> None:
         """Let losses look at example outputs, and check that they have what they need.
 

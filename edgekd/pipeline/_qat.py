@@ -16,7 +16,7 @@ from edgekd.engine import FitResult, Hooks
 from edgekd.pipeline._mentors import Mentor
 from edgekd.pipeline._quantize_plan import losses_of, taps_of
 from edgekd.pipeline._run import Run
-from edgekd.pipeline._training import network_of, networks_of, run_method, training
+from edgekd.pipeline._training import companions_of, network_of, networks_of, run_method, training
 from edgekd.recipe import AugmentSettings, TrainSettings
 from edgekd.taps import TupleOutputs
 
@@ -86,7 +86,14 @@ def train(
     if guard is not None:
         hooks = Hooks(on_step=on_step, set_training=no_modes, terms=guard.terms)
     result = training(
-        run, method, settings, seed=run.recipe.seed, checkpoint=checkpoint, augment=augment_of(run), hooks=hooks
+        run,
+        method,
+        settings,
+        seed=run.recipe.seed,
+        checkpoint=checkpoint,
+        augment=augment_of(run),
+        hooks=hooks,
+        companions=companions_of(float_student),
     )
     if guard is not None:
         guard.close()

@@ -18,3 +18,9 @@ CHANGES = {
     "distance": "mse",
     "heads": "mean",
 }
+DIGITS = {
+    "student_taps": ["layers.{}.attention"],
+    "teacher_taps": ["layers.{}.attention"],
+    "student_layers": 2,
+    "teacher_layers": 2,
+}

@@ -15,3 +15,4 @@ CHANGES = {
     "layer_map": [1, 0],
     "distance": "cosine",
 }
+DIGITS = {"student_taps": ["layers.{}"], "teacher_taps": ["layers.{}"], "student_layers": 2, "teacher_layers": 2}
