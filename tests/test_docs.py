@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: Any = typer.main.get_command(app)
 VERBS: dict[str, Any] = COMMANDS.commands
-NOUNS = {"datasets": "Data set", "models": "Model", "losses": "Loss"}
+NOUNS = {"datasets": "Data set", "models": "Model", "losses": "Loss", "methods": "Method"}
 """Catalogs whose members take options from a recipe, and what recipe.md calls one of them."""
 BASE = {"name": "fragment", "teacher": {"model": "tiny"}, "student": {"model": "tiny"}}
 

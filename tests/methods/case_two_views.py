@@ -1,0 +1,3 @@
+"""What the contract of methods needs to know of `two_views`."""
+
+OPTIONS = {"features_tap": "avgpool"}
