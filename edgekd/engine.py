@@ -115,7 +115,7 @@ class _Run:
         self._prepare(companions)
         self.optimizer = make_optimizer(method.trained(), settings=settings)
         self.clipped = clipped_together(self.optimizer)
-        self.average = Average(method.exported(), settings.ema_decay) if settings.ema_decay else None
+        self.average = Average(method, settings.ema_decay) if settings.ema_decay else None
         self.history: list[EpochRecord] = []
         self.checkpoint: Path | None = None
         self.tag = ""
