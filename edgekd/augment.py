@@ -3,7 +3,7 @@
 Every random draw is a pure function of (seed, epoch, sample id, name of the draw). The same sample in the same
 epoch is changed in the same way whatever the batch order, the batch size, the device or the number of processes,
 so an epoch can be replayed exactly, for instance to store a teacher's outputs. The one exception is mixup's partner,
-which must be in the same batch: it depends on which samples the batch holds, but not on their order.
+which must be among the samples that are changed together: it depends on which those are, but not on their order.
 """
 
 from __future__ import annotations
@@ -60,14 +60,24 @@ class Augment:
     Args:
         settings: which changes, and how strong.
         seed: of every draw.
+        view: 0, or the number of another view of the same samples: it is moved and cut by draws of its own, but mixed
+            as view 0 is, so that two views of a sample keep one label.
     """
 
-    def __init__(self, settings: AugmentSettings, seed: int) -> None:
+    def __init__(self, settings: AugmentSettings, seed: int, view: int = 0) -> None:
         self.settings = settings
         self.seed = seed
+        self.view = view
 
     def __call__(
-        self, images: Tensor, labels: Tensor, ids: Tensor, *, epoch: int, fill: Sequence[float]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        *,
+        epoch: int,
+        fill: Sequence[float],
+        mixed_as: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Change one batch; the arguments are left as they are.
 
@@ -77,6 +87,7 @@ class Augment:
             ids: indices of the samples in the training split, int64, shape (B,).
             epoch: 0-based.
             fill: value of cut-out pixels, per channel: the preprocessing's mean, which normalises to 0.
+            mixed_as: samples whose ratios and partners mixup takes, shape (B,); None for those of `ids`.
 
         Returns:
             Images and labels of the same shapes; labels are mixed as the images are.
@@ -90,11 +101,12 @@ class Augment:
         if asked.cutout:
             images = self._cut(images, ids, epoch, fill)
         if asked.mixup > 0:
-            images, labels = self._mixed(images, labels, ids, epoch)
+            images, labels = self._mixed(images, labels, ids if mixed_as is None else mixed_as, epoch)
         return images, labels
 
     def _draw(self, ids: Tensor, epoch: int, stream: str) -> Tensor:
-        return uniforms(ids, seed=self.seed, epoch=epoch, stream=stream)
+        of_view = f"{stream}, view {self.view}" if self.view else stream
+        return uniforms(ids, seed=self.seed, epoch=epoch, stream=of_view)
 
     def _moved(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """Crop and flip in one gather: both only say which source pixel each pixel takes."""
@@ -133,10 +145,12 @@ class Augment:
 
     def _mixed(self, images: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         alpha = self.settings.mixup
+        # not `_draw`: every view of a sample is mixed alike
+        share, place = (uniforms(ids, seed=self.seed, epoch=epoch, stream=name) for name in ("mixup", "partner"))
         # the inverse of the distribution function turns one uniform number into one Beta(alpha, alpha) number exactly
-        ratio = torch.from_numpy(betaincinv(alpha, alpha, self._draw(ids, epoch, "mixup").numpy()))
+        ratio = torch.from_numpy(betaincinv(alpha, alpha, share.numpy()))
         # neighbours in a random order of the samples: a partner for each, nobody its own unless it is alone
-        order = torch.argsort(self._draw(ids, epoch, "partner"), stable=True)
+        order = torch.argsort(place, stable=True)
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
         mixed = []

@@ -3,14 +3,17 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from edgekd.batches import Batches, calibration_ids, evaluation_batches
+from edgekd.batches import Batches, Sampling, calibration_ids, evaluation_batches
 from edgekd.datasets._base import InMemorySamples, Samples
 from edgekd.errors import DataError, UsageError
+from edgekd.methods import _base
 from edgekd.recipe import AugmentSettings
 from edgekd.spec import Preprocessing
 
@@ -60,12 +63,14 @@ def batches(
     drop_last: bool = False,
     prefetch: int | None = None,
     preprocessing: Preprocessing = PLAIN,
+    sampling: Sampling = "plain",
 ) -> Batches:
     return Batches(
         samples,
         batch_size=batch_size,
         classes=3,
         preprocessing=preprocessing,
+        sampling=sampling,
         seed=seed,
         shuffle=shuffle,
         augment=augment,
@@ -193,7 +198,7 @@ def test_the_thread_ends_when_the_consumer_stops_early() -> None:
 
 def test_samples_with_impossible_labels_are_refused() -> None:
     wrong = InMemorySamples(torch.zeros(2, 1, 4, 4), torch.tensor([0, 3]))
-    with pytest.raises(DataError, match=r"labels must be in \[0, 2\] for 3 classes, got 0 to 3"):
+    with pytest.raises(DataError, match=r"labels must be in \[0, 2\] for 3 classes, or -1 .* got 0 to 3"):
         batches(wrong)
     with pytest.raises(DataError, match="no samples"):
         batches(InMemorySamples(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)))
@@ -221,3 +226,164 @@ def test_calibration_samples_are_distinct_and_grow_by_appending() -> None:
     assert len(set(more.tolist())) == 60
     assert not torch.equal(few, calibration_ids(samples, 10, seed=1))
     assert sorted(calibration_ids(samples, 1000, seed=0).tolist()) == list(range(100))
+
+
+# how batches are put together
+
+HALVED: tuple[Sampling, ...] = ("repeat_half", "same_class", "two_views")
+PLAIN_IDS, PLAIN_SUMS = [[1, 2, 9, 5], [4, 3, 0, 6], [8, 7]], [30.3298, 28.3982, 18.3383]
+MOVED = AugmentSettings(crop=1, flip=True, cutout=2)
+
+
+def shaded(count: int, classes: int = 3) -> InMemorySamples:
+    """Every pixel of every image has a value of its own, so that each change of it shows."""
+    pixels = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return InMemorySamples(pixels, torch.arange(count) % classes)
+
+
+def test_ways_are_those_that_methods_ask_for() -> None:
+    assert get_args(Sampling) == get_args(_base.Sampling) == ("plain", *HALVED)
+
+
+@pytest.mark.parametrize("sampling", HALVED)
+@pytest.mark.parametrize("count", [5, 8, 11, 12])
+def test_every_sample_comes_and_batches_keep_their_size_however_they_are_put_together(
+    sampling: Sampling, count: int
+) -> None:
+    made = batches(numbered(count), sampling=sampling)
+    found = list(made.epoch(1))
+    assert len(found) == len(made)
+    assert [len(one.ids) for one in found[:-1]] == [4] * (len(made) - 1)
+    assert 2 <= len(found[-1].ids) <= 4
+    first = torch.cat([one.ids[: len(one.ids) // 2] for one in found])
+    seen = {int(index) for one in found for index in one.ids}
+    if sampling == "repeat_half":
+        assert seen == set(range(count))
+    else:  # a lone sample is left out, as in plain batches
+        assert len(set(first.tolist())) == len(first) == count - count % 2
+    for one in found:
+        torch.testing.assert_close(one.inputs[:, 0, 0, 0] * 255, one.ids.to(torch.float32))
+        assert one.labels.argmax(1).tolist() == (one.ids % 3).tolist()
+
+
+@pytest.mark.parametrize("sampling", HALVED)
+def test_halved_batches_depend_on_seed_and_epoch_alone(sampling: Sampling) -> None:
+    made = batches(shaded(20), augment=ALL, sampling=sampling)
+    list(made.epoch(0))
+    later, fresh = made.epoch(1), batches(shaded(20), augment=ALL, sampling=sampling, prefetch=2).epoch(1)
+    for a, b in zip(later, fresh, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.labels, b.labels)
+    other = batches(shaded(20), augment=ALL, sampling=sampling, seed=1)
+    assert not torch.equal(next(made.epoch(1)).ids, next(other.epoch(1)).ids)
+
+
+def test_plain_batches_are_what_they_always_were() -> None:
+    found = list(batches(shaded(10), augment=ALL).epoch(3))
+    # noted before batches could be put together in other ways
+    assert [one.ids.tolist() for one in found] == PLAIN_IDS
+    assert [round(one.inputs.double().sum().item(), 4) for one in found] == PLAIN_SUMS
+
+
+def test_first_half_of_a_batch_is_the_second_half_of_the_batch_before_unchanged() -> None:
+    made = batches(shaded(11), augment=ALL, sampling="repeat_half")
+    found = list(made.epoch(2))
+    assert [len(one.ids) for one in found] == [4, 4, 4, 4, 3]
+    assert torch.equal(torch.cat([found[0].ids, *(one.ids[2:] for one in found[1:])]), made.order(2))
+    for before, after in pairwise(found):
+        half = len(before.ids) - 2
+        assert torch.equal(before.ids[2:], after.ids[:half])
+        assert torch.equal(before.inputs[2:], after.inputs[:half])  # mixup's partners too
+        assert torch.equal(before.labels[2:], after.labels[:half])
+
+
+def test_samples_for_half_a_batch_are_one_batch_when_halves_repeat() -> None:
+    assert [len(one.ids) for one in batches(numbered(2), sampling="repeat_half").epoch(0)] == [2]
+    with pytest.raises(UsageError, match="2 training samples do not fill one batch of 4"):
+        batches(numbered(2), sampling="repeat_half", drop_last=True)
+
+
+def test_partners_are_others_of_the_same_class_and_change_with_the_epoch() -> None:
+    made = batches(numbered(30), batch_size=8, sampling="same_class")
+    partners = []
+    for epoch in range(40):
+        partner = torch.empty(30, dtype=torch.int64)
+        for one in made.epoch(epoch):
+            half = len(one.ids) // 2
+            assert torch.equal(one.labels[:half], one.labels[half:])
+            assert bool((one.ids[:half] != one.ids[half:]).all())
+            partner[one.ids[:half]] = one.ids[half:]
+        partners.append(partner)
+    # 40 draws from 9 others: one of them stays out with a probability of 9 (8/9)^40 < 0.1; every sample is looked at
+    met = [len({int(partner[index]) for partner in partners}) for index in range(30)]
+    assert min(met) >= 7
+    assert max(met) == 9
+
+
+def test_the_only_sample_of_a_class_is_its_own_partner() -> None:
+    samples = InMemorySamples(numbered(3).pixels, torch.tensor([0, 1, 1]))
+    for one in batches(samples, shuffle=False, sampling="same_class").epoch(0):
+        half = len(one.ids) // 2
+        pairs = dict(zip(one.ids[:half].tolist(), one.ids[half:].tolist(), strict=True))
+        assert {0: 0, 1: 2, 2: 1, **pairs} == {0: 0, 1: 2, 2: 1}
+
+
+def test_partners_keep_one_label_when_they_are_mixed() -> None:
+    mixed = AugmentSettings(mixup=1.0)
+    for one in batches(shaded(24), batch_size=8, augment=mixed, sampling="same_class", label_smoothing=0.1).epoch(0):
+        half = len(one.ids) // 2
+        assert torch.equal(one.labels[:half], one.labels[half:])
+        assert not torch.equal(one.inputs[:half], one.inputs[half:])
+        # 0.1 spread over 3 classes: 0.9333 for the true one where a label is not mixed
+        assert float(one.labels.max(dim=1).values.min()) < 0.9
+
+
+def test_second_view_is_moved_by_other_draws_and_the_first_as_in_plain_batches() -> None:
+    plain = {
+        int(i): x
+        for one in batches(shaded(16), augment=MOVED).epoch(0)
+        for i, x in zip(one.ids, one.inputs, strict=True)
+    }
+    differ = 0
+    for one in batches(shaded(16), augment=MOVED, sampling="two_views").epoch(0):
+        half = len(one.ids) // 2
+        assert torch.equal(one.ids[:half], one.ids[half:])
+        assert torch.equal(one.labels[:half], one.labels[half:])
+        assert all(torch.equal(x, plain[int(i)]) for i, x in zip(one.ids[:half], one.inputs[:half], strict=True))
+        differ += sum(not torch.equal(a, b) for a, b in zip(one.inputs[:half], one.inputs[half:], strict=True))
+    assert differ > 12
+
+
+def test_two_views_are_equal_when_they_are_only_mixed() -> None:
+    for one in batches(shaded(16), augment=AugmentSettings(mixup=1.0), sampling="two_views").epoch(0):
+        half = len(one.ids) // 2
+        assert torch.equal(one.inputs[:half], one.inputs[half:])
+        assert torch.equal(one.labels[:half], one.labels[half:])
+
+
+@pytest.mark.parametrize("sampling", HALVED)
+def test_error_when_a_batch_cannot_be_halved(sampling: Sampling) -> None:
+    with pytest.raises(UsageError, match=rf"batch_size must be even .*'{sampling}'\), got 5"):
+        batches(numbered(10), batch_size=5, sampling=sampling)
+
+
+# samples without labels
+
+
+def test_samples_without_label_have_zeros_even_when_labels_are_smoothed() -> None:
+    samples = InMemorySamples(numbered(4).pixels, torch.tensor([1, -1, 0, -1]))
+    found = next(batches(samples, shuffle=False, label_smoothing=0.3).epoch(0))
+    # 0.3 spread over 3 classes: 0.1 each, and 0.7 more for the true one
+    torch.testing.assert_close(found.labels[0], torch.tensor([0.1, 0.8, 0.1]))
+    assert torch.equal(found.labels[[1, 3]], torch.zeros(2, 3))
+
+
+def test_partners_of_the_same_class_need_labels() -> None:
+    samples = InMemorySamples(numbered(4).pixels, torch.tensor([1, -1, 0, -1]))
+    with pytest.raises(UsageError, match=r"'same_class'\) need labels, but the training split has samples without"):
+        batches(samples, sampling="same_class")
+    assert len(list(batches(samples, sampling="repeat_half").epoch(0))) == 1
+    below = InMemorySamples(numbered(2).pixels, torch.tensor([0, -2]))
+    with pytest.raises(DataError, match="got -2 to 0"):
+        batches(below)

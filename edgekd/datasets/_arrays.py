@@ -19,7 +19,9 @@ Layout = Literal["NHWC", "NCHW"]
 _LIKELY_CHANNELS = (1, 3, 4)
 
 
-def samples_from_arrays(images: Any, labels: Any, *, layout: Layout, source: str) -> InMemorySamples:
+def samples_from_arrays(
+    images: Any, labels: Any, *, layout: Layout, source: str, unlabelled: bool = False
+) -> InMemorySamples:
     """Check images and labels that belong together.
 
     Args:
@@ -27,6 +29,7 @@ def samples_from_arrays(images: Any, labels: Any, *, layout: Layout, source: str
         labels: integers >= 0, shape (N,).
         layout: axis order of four-dimensional images.
         source: where they came from, for messages.
+        unlabelled: a label of -1 is taken, and says that a sample has none; one sample at least must have one.
 
     Returns:
         uint8 or float32 pixels, shape (N, C, H, W), and int64 labels.
@@ -35,7 +38,7 @@ def samples_from_arrays(images: Any, labels: Any, *, layout: Layout, source: str
         DataError: empty, of different lengths, NaN, out of range, or of a shape or type that is not as above.
     """
     pixels = _pixels(_as_array(images, "images", source), layout, source)
-    indices = _labels(_as_array(labels, "labels", source), source)
+    indices = _labels(_as_array(labels, "labels", source), source, lowest=-1 if unlabelled else 0)
     if len(pixels) != len(indices):
         raise DataError(
             f"{source}: {len(pixels)} images but {len(indices)} labels. Each image needs one label, in the same order."
@@ -118,7 +121,7 @@ def _ranged(images: NDArray[Any], source: str) -> NDArray[Any]:
     return images.astype(np.float32 if kind == "f" else np.uint8)
 
 
-def _labels(labels: NDArray[Any], source: str) -> NDArray[np.int64]:
+def _labels(labels: NDArray[Any], source: str, *, lowest: int) -> NDArray[np.int64]:
     if labels.ndim != 1 or labels.dtype.kind not in "ui":
         raise DataError(
             f"{source}: labels must be integers of shape (N,), got {labels.dtype} of shape {labels.shape}."
@@ -126,9 +129,11 @@ def _labels(labels: NDArray[Any], source: str) -> NDArray[np.int64]:
         )
     if len(labels) == 0:
         raise DataError(f"{source}: there are no labels. Give one per image.")
-    if labels.min() < 0:
-        bad = int(np.flatnonzero(labels < 0)[0])
+    if labels.min() < lowest:
+        bad = int(np.flatnonzero(labels < lowest)[0])
         raise DataError(f"{source}: label {labels[bad]} of sample {bad} is negative. Labels are indices from 0.")
+    if labels.max() < 0:
+        raise DataError(f"{source}: no sample has a label, so there are no classes. Label some samples of each class.")
     return labels.astype(np.int64)
 
 

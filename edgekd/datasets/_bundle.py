@@ -37,7 +37,8 @@ def in_memory_bundle(
     """Cut a pool of samples into the splits of a bundle.
 
     Args:
-        pool: what may be learned from: training and validation, and the test split if `test` is None.
+        pool: what may be learned from: training and validation, and the test split if `test` is None. Samples without
+            label (-1) are for training only.
         test: the data set's own test samples.
         classes: label names.
         wanted: split, sizes and overrides.
@@ -48,13 +49,13 @@ def in_memory_bundle(
         DataError: a class is too small to be in every split, or an override does not fit.
     """
     labels = pool.labels.numpy()
-    check_class_counts(labels, classes, least=2 if test else 3, source=source)
-    rest = np.arange(len(labels), dtype=np.int64)
+    rest, unlabelled = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+    check_class_counts(labels[rest], classes, least=2 if test else 3, source=source)
     own = rest[:0]
     if test is None:
-        rest, own = split_test(labels, test_fraction)
+        rest, own = (rest[part] for part in split_test(labels[rest], test_fraction))
     held = split_indices(labels[rest], wanted.val_fraction, wanted.seed)
-    train, val = rest[held[0]], rest[held[1]]
+    train, val = np.sort(np.concatenate([rest[held[0]], unlabelled])), rest[held[1]]
     train = train[limited(labels[train], wanted.limit_train, seed=wanted.seed)]
     learned, held_out = _chosen(pool, train, wanted), _chosen(pool, val, wanted)
     tested = _chosen(pool, own, wanted) if test is None else _chosen(test, None, wanted)

@@ -27,6 +27,7 @@ class Npz(Dataset):
     """Arrays saved with `numpy.savez(path, images=..., labels=...)`.
 
     With test arrays in the file, those are the test split; else a share of every class, the same in every run.
+    Images to learn from may have no label (-1): they are all in the training split, never in validation or test.
     """
 
     class Options(spec.Options):
@@ -39,7 +40,7 @@ class Npz(Dataset):
         images: str = Field(
             "images", description="name of the array of images: integers in [0, 255] or floats in [0, 1]"
         )
-        labels: str = Field("labels", description="name of the array of class indices, from 0")
+        labels: str = Field("labels", description="name of the array of class indices, from 0; -1 for none")
         test_images: str = Field("test_images", description="name of the array of test images, if the file has one")
         test_labels: str = Field("test_labels", description="name of the array of test labels, if the file has one")
         classes: list[str] | None = Field(None, description="label names; default: '0', '1', ...")
@@ -52,7 +53,7 @@ class Npz(Dataset):
         asked = self.options
         path = wanted.resolve(asked.path)
         arrays = _arrays(path, [asked.images, asked.labels], [asked.test_images, asked.test_labels])
-        pool = samples_from_arrays(arrays[0], arrays[1], layout=asked.layout, source=str(path))
+        pool = samples_from_arrays(arrays[0], arrays[1], layout=asked.layout, source=str(path), unlabelled=True)
         test = None
         if len(arrays) == 4:
             source = f"{path} ({asked.test_images})"

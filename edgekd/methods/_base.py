@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from edgekd import spec
+from edgekd.batches import Sampling
 from edgekd.errors import UsageError
 from edgekd.losses._base import Loss, Outputs, Split
 
 __all__ = ["Batch", "Context", "Method", "Sampling", "Term", "WeightedLoss"]
-
-Sampling = Literal["plain", "repeat_half", "same_class", "two_views"]
-"""How batches are put together; see `edgekd.batches`."""
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -51,7 +51,7 @@ class Collaborative(Together):
     class Options(spec.Options):
         """Options of `collaborative`."""
 
-        students: Literal["heads", "peers"] = Field("heads", description="heads of one network, or networks")
+        students: Literal["peers", "heads"] = Field("peers", description="networks of their own, or heads of one")
         student_tap: str | None = Field(None, description="heads: the last module that all of them share")
         others: int = Field(2, ge=1, le=8, description="heads or networks beside the student's own")
         target: Literal["others_mean", "min_loss", "min_logit", "best_mix"] = Field(

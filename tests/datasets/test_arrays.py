@@ -99,6 +99,16 @@ def test_bad_arrays_are_refused(images: Any, labels: Any, message: str) -> None:
         make(images, labels)
 
 
+def test_samples_without_label_are_taken_only_where_asked() -> None:
+    images = np.zeros((3, 4, 5))
+    made = samples_from_arrays(images, np.array([1, -1, 0]), layout="NHWC", source="mine", unlabelled=True)
+    assert made.labels.tolist() == [1, -1, 0]
+    with pytest.raises(DataError, match="label -2 of sample 0 is negative"):
+        samples_from_arrays(images, np.array([-2, -1, 0]), layout="NHWC", source="mine", unlabelled=True)
+    with pytest.raises(DataError, match="no sample has a label, so there are no classes"):
+        samples_from_arrays(images, np.array([-1, -1, -1]), layout="NHWC", source="mine", unlabelled=True)
+
+
 def test_the_other_layout_is_proposed_when_channels_are_last_but_read_as_first() -> None:
     with pytest.raises(DataError, match=r'read as NCHW have 32 channels\. Set layout = "NHWC"'):
         make(np.zeros((2, 32, 32, 3)), layout="NCHW")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgekd.batches import Batches
 from edgekd.datasets._base import DataBundle, Wanted
 from edgekd.datasets.npz import Npz
 from edgekd.errors import DataError
@@ -36,6 +37,25 @@ def test_the_test_arrays_are_the_test_split_when_the_file_has_them(tmp_path: Pat
     assert len(bundle.train) + len(bundle.val) == 30
     got = bundle.test.images(torch.arange(4)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(got, (IMAGES[:4] // 2) / 255, rtol=1e-6)
+
+
+def test_images_without_label_are_for_training_only(tmp_path: Path) -> None:
+    labels = np.where(np.arange(30) % 5 == 4, -1, LABELS)
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels)
+    bundle = load(tmp_path / "a.npz")
+    assert bundle.classes == ("0", "1", "2")
+    assert int((bundle.train.labels == -1).sum()) == 6
+    assert min(int(part.labels.min()) for part in (bundle.val, bundle.test)) == 0
+    assert len(bundle.train) + len(bundle.val) + len(bundle.test) == 30
+    batches = Batches(bundle.train, batch_size=30, classes=3, preprocessing=bundle.preprocessing, seed=0)
+    assert int((next(iter(batches.epoch(0))).labels.sum(dim=1) == 0).sum()) == 6
+
+
+def test_test_images_need_labels(tmp_path: Path) -> None:
+    arrays = {"images": IMAGES, "labels": LABELS, "test_images": IMAGES[:4], "test_labels": np.array([0, 1, -1, 2])}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=r"\(test_images\): label -1 of sample 2 is negative"):
+        load(tmp_path / "a.npz")
 
 
 def test_names_of_arrays_and_classes_can_be_chosen(tmp_path: Path) -> None:

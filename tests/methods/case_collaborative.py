@@ -1,3 +1,3 @@
 """What the contract of methods needs to know of `collaborative`."""
 
-OPTIONS = {"student_tap": "layer1"}
+OPTIONS = {"students": "heads", "student_tap": "layer1"}

@@ -231,7 +231,7 @@ def test_int8_student_learns_and_is_shipped_alone(options: dict[str, Any]) -> No
 
 
 def test_error_when_heads_have_no_tap_or_networks_have_one() -> None:
-    for options in ({}, {"students": "peers", "student_tap": "layer1"}):
+    for options in ({"students": "heads"}, {"students": "peers", "student_tap": "layer1"}):
         with pytest.raises(ValidationError, match="students = 'heads' and student_tap belong together"):
             Collaborative.Options(**options)
 
