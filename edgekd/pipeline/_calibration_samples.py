@@ -35,6 +35,8 @@ def chosen_ids(run: Run, teacher: Artifact | None) -> Tensor:
     rows = []
     with torch.no_grad():
         for batch in evaluation_batches(train, run.data.preprocessing, ids=pool, device=run.device):
+            if hasattr(network, "look_up"):
+                network.look_up(batch.ids)
             rows.append(logits_of(network(batch.inputs)).float().cpu())
             run.watcher.progress(len(rows) * len(rows[0]), len(pool), "choosing samples")
     return pool[k_center(torch.cat(rows), count, seed=run.recipe.seed)]

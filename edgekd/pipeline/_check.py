@@ -12,6 +12,7 @@ from edgekd.methods._base import Method
 from edgekd.pipeline._mentors import wanted
 from edgekd.pipeline._qat import qat_settings
 from edgekd.pipeline._quantize_plan import reduced_range
+from edgekd.pipeline._ready_made import FROM_TEACHER, check_roles, check_same_structure, notes, weight_count
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import check_neighbour, example_inputs, run_method
 from edgekd.recipe import ModelSettings
@@ -34,6 +35,9 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
     """
     recipe = run.recipe
     _ = run.device  # looked for here, so that a missing one is told before the data is read
+    check_roles(run)
+    for note in notes(run):
+        run.watcher.message(note)
     mentors = [_loaded(run, settings) for settings in wanted(run).values()]
     if distills:
         student = _loaded(run, recipe.student)
@@ -62,7 +66,9 @@ def _exportable(run: Run, method: Method) -> None:
 
 def _loaded(run: Run, settings: ModelSettings) -> nn.Module:
     network = run.build(settings, run.recipe.seed)
-    if settings.weights is not None:
+    if settings.weights == FROM_TEACHER:
+        check_same_structure(run, settings, network)
+    elif settings.weights is not None:
         path = run.base_folder / settings.weights
         check_neighbour(run, path)
         load_weights(network, path)
@@ -92,8 +98,8 @@ def plan(run: Run) -> dict[str, Any]:
             "input": list(run.data.preprocessing.input_shape),
         },
         "parameters": {
-            "teacher": sum(parameter.numel() for parameter in teacher.parameters()),
-            "student": sum(parameter.numel() for parameter in student.parameters()),
+            "teacher": weight_count(teacher),
+            "student": weight_count(student),
         },
         "device": run.device.type,
         "quantization_aware_training": qat_settings(run).model_dump(mode="json")

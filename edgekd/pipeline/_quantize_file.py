@@ -122,22 +122,30 @@ def quantize_file(
     path = out or model.with_name(f"{model.stem}.int8.onnx")
     _write(path, quantized.model.SerializeToString(deterministic=True))
     compared = _compare(model, runtime.reference(path), feeds, held_out or chosen, settings.threads)
-    audit = None if runtime.missing() else runtime.audit(path)
     return FileQuantization(
-        file=str(path),
         target=target,
         calibration_samples=quantized.observed.samples,
         calibration_s=round(quantized.calibration_s, 3),
         corrected_biases=quantized.corrected_biases,
         reduce_range=reduce_range,
         evaluated_on="held-out" if held_out else "calibration",
-        coverage=None if audit is None else audit.coverage,
-        islands=[] if audit is None else [f"{one.name} ({one.op}): {one.cause}; {one.remedy}" for one in audit.islands],
-        legitimate={} if audit is None else dict(audit.legitimate),
-        size_bytes=path.stat().st_size,
         float_size_bytes=file_size_bytes(model),
+        **_file_facts(path, runtime),
         **compared.values(),
     )
+
+
+def _file_facts(path: Path, runtime: Target) -> dict[str, Any]:
+    """The int8 file, and what its runtime makes of it."""
+    audit = None if runtime.missing() else runtime.audit(path)
+    found = [] if audit is None else audit.islands
+    return {
+        "file": str(path),
+        "size_bytes": path.stat().st_size,
+        "coverage": None if audit is None else audit.coverage,
+        "islands": [f"{one.name} ({one.op}): {one.cause}; {one.remedy}" for one in found],
+        "legitimate": {} if audit is None else dict(audit.legitimate),
+    }
 
 
 @dataclass

@@ -19,14 +19,17 @@ import edgekd
 from edgekd.artifact import Artifact, Draft, content_hash, file_hash, open_artifact, seal
 from edgekd.catalog import CATALOGS, user_code_beside
 from edgekd.datasets._base import DataBundle, Wanted
-from edgekd.errors import ArtifactError, BackendMissing
+from edgekd.errors import ArtifactError, BackendMissing, UsageError
 from edgekd.export import model_spec
+from edgekd.models._base import ModelFactory
 from edgekd.pipeline._claim import CHECKPOINTS
 from edgekd.recipe import ModelSettings, Recipe
 from edgekd.spec import ModelSpec
+from edgekd.weights import load_weights
 
-__all__ = ["NotThere", "Run", "Silent", "StageTime", "Watcher", "environment"]
+__all__ = ["WEIGHTS", "NotThere", "Run", "Silent", "StageTime", "Watcher", "environment"]
 
+WEIGHTS = "model.safetensors"
 _PACKAGES = ("torch", "torchao", "onnx", "onnxscript", "onnxruntime", "accelerate", "numpy")
 
 
@@ -150,11 +153,36 @@ class Run:
         return found
 
     def build(self, settings: ModelSettings, seed: int) -> nn.Module:
-        """A freshly initialised network, the same for the same seed."""
-        member, argument = self._load("models", settings.model)
+        """A network that was not trained, the same for the same seed.
+
+        One that is made out of the teacher is made out of the trained one as soon as that is there.
+        """
+        factory = self.factory(settings)
+        shape = self.data.preprocessing.input_shape
+        if factory.needs_teacher_network:
+            return factory.derive(self._teacher(), torch.zeros(1, *shape))
         torch.manual_seed(seed)
-        factory = member(member.Options(**settings.options), argument)
-        network: nn.Module = factory.build(len(self.data.classes), self.data.preprocessing.input_shape)
+        return factory.build(len(self.data.classes), shape)
+
+    def factory(self, settings: ModelSettings) -> ModelFactory:
+        """What builds a network, with its options; nothing is built yet."""
+        member, argument = self._load("models", settings.model)
+        if member.takes_file and argument:
+            argument = str(self.base_folder / argument)
+        factory: ModelFactory = member(member.Options(**settings.options), argument)
+        return factory
+
+    def _teacher(self) -> nn.Module:
+        settings = self.recipe.teacher
+        member, _ = self._load("models", settings.model)
+        if member.ready_made or member.needs_teacher_network:
+            raise UsageError(
+                f"Nothing can be made out of the teacher '{settings.model}': it is not a network with weights. Give"
+                " [teacher] a model that this project builds, or the student a model of its own."
+            )
+        network = self.build(settings, self.recipe.seed)
+        if (made := self.made.get("teacher")) is not None:
+            load_weights(network, made.file(WEIGHTS))
         return network
 
     def member(self, catalog: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -248,6 +276,11 @@ class Run:
         if allow and ":" in name:
             user_code_beside(self.base_folder)
         entry = CATALOGS[catalog].load(name, allow_user_code=allow)
+        if not allow and getattr(entry.member, "runs_user_code", False):
+            raise UsageError(
+                f"model '{name}' can run code of your own. If you trust it, put allow_user_code = true at the top of"
+                " the recipe."
+            )
         return entry.member, entry.argument
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ from edgekd.evaluate import Predictions, accuracy, predict
 from edgekd.losses._base import Split
 from edgekd.methods._base import Context, Method, WeightedLoss
 from edgekd.pipeline._mentors import Mentor, assistant_name, parents_of, teacher_name
-from edgekd.pipeline._run import Run
+from edgekd.pipeline._ready_made import (
+    FROM_TEACHER,
+    answers_on_test,
+    is_ready_made,
+    learns_from_weights,
+    parameter_count,
+    source_of,
+)
+from edgekd.pipeline._run import WEIGHTS, Run
 from edgekd.recipe import (
     AssistantSettings,
     AugmentSettings,
@@ -29,10 +37,12 @@ from edgekd.recipe import (
     TrainSettings,
 )
 from edgekd.taps import logits_of
-from edgekd.weights import load_weights, save_weights
+from edgekd.weights import load_weights, read_weights, save_weights
 
 __all__ = [
+    "COMPANIONS",
     "WEIGHTS",
+    "companions_of",
     "initial",
     "mentor_stages",
     "network_of",
@@ -45,7 +55,9 @@ __all__ = [
     "write_model",
 ]
 
-WEIGHTS, PREDICTIONS, HISTORY = "model.safetensors", "predictions.npz", "history.json"
+PREDICTIONS, HISTORY, SOURCE = "predictions.npz", "history.json", "source.json"
+COMPANIONS = "companions.safetensors"
+"""What trained beside a student: connectors, branches, peers, memories; the int8 student goes on with them."""
 _ALONE = [LossSettings(name="cross_entropy", weight=1.0)]
 _APART = 10_007  # seeds of a student's peers are this far apart: further than anybody repeats a run
 
@@ -61,7 +73,9 @@ def mentor_stages(run: Run) -> list[Mentor]:
 
 
 def teacher_stage(run: Run, settings: TeacherSettings, name: str) -> Mentor:
-    """A teacher: trained by the recipe, or taken from its weights file."""
+    """A teacher: trained by the recipe, taken from its weights file, or ready-made."""
+    if is_ready_made(run, settings):
+        return Mentor(name, settings, _ready_made_stage(run, settings, name))
     shared = {"teacher": settings.model_dump(mode="json"), "seed": run.recipe.seed, **_computing(run)}
     if settings.weights is not None:
         path = _weights_path(run, settings)
@@ -79,6 +93,24 @@ def teacher_stage(run: Run, settings: TeacherSettings, name: str) -> Mentor:
         write_model(run, draft, network, history)
 
     return Mentor(name, settings, run.stage(name, kind="checkpoint", settings=shared, parents={}, make=make))
+
+
+def _ready_made_stage(run: Run, settings: TeacherSettings, name: str) -> Artifact:
+    """What a ready-made teacher answers on the test split, and what it is; it has no weights to keep."""
+    source = source_of(run, settings)
+
+    def make(draft: Draft, checkpoint: Path) -> None:
+        network = run.build(settings, run.recipe.seed)
+        # part of the artifact's content, so that students of another teacher are other students
+        (draft.folder / SOURCE).write_text(as_json(source), encoding="utf-8")
+        found = answers_on_test(run, network, lambda: _predict(run, network, run.data.test))
+        if found is not None:
+            write_predictions(draft, found)
+        draft.spec = run.spec
+        draft.metrics |= parameter_count(network)
+
+    stage_settings = {"teacher": source, "device": run.device.type}
+    return run.stage(name, kind="ready_made", settings=stage_settings, parents={}, make=make)
 
 
 def _assistant(run: Run, chosen: AssistantSettings, name: str, mentors: Sequence[Mentor]) -> Mentor:
@@ -134,7 +166,9 @@ def _alone(run: Run, name: str, seed: int) -> Artifact:
         history = _train_alone(run, network, run.recipe.distill.train, seed, checkpoint)
         write_model(run, draft, network, history)
 
-    return run.stage(name, kind="checkpoint", settings=settings, parents={}, make=make)
+    # a student that starts as a part of the teacher is another one if the teacher is
+    parents = {"teacher": run.made["teacher"]} if learns_from_weights(run, run.recipe.student) else {}
+    return run.stage(name, kind="checkpoint", settings=settings, parents=parents, make=make)
 
 
 def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Artifact:
@@ -157,6 +191,8 @@ def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Art
         )
         history = training(run, method, distill.train, seed=seed, checkpoint=checkpoint)
         write_model(run, draft, _picked(run, draft, method), history)
+        if companions := method.companions():
+            save_weights(draft.folder / COMPANIONS, companions, metadata={})
 
     return run.stage(name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make)
 
@@ -217,6 +253,7 @@ def training(
     checkpoint: Path,
     augment: AugmentSettings | None = None,
     hooks: Hooks | None = None,
+    companions: Mapping[str, torch.Tensor] | None = None,
 ) -> FitResult:
     """Train a method on the run's training split, validating after every epoch."""
     data = run.data
@@ -249,6 +286,7 @@ def training(
         tag=checkpoint.name,
         hooks=hooks,
         progress=tell,
+        companions=companions,
     )
 
 
@@ -287,15 +325,21 @@ def history_of(artifact: Artifact) -> FitResult | None:
     return FitResult.model_validate_json(artifact.file(HISTORY).read_bytes())
 
 
+def companions_of(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """What trained beside a student, if anything did."""
+    return read_weights(artifact.file(COMPANIONS)) if COMPANIONS in artifact.manifest.files else {}
+
+
 def networks_of(run: Run, mentors: Sequence[Mentor]) -> list[nn.Module]:
     """The networks that are learned from, in evaluation mode."""
     return [network_of(run, one.settings, one.artifact) for one in mentors]
 
 
 def network_of(run: Run, settings: ModelSettings, artifact: Artifact) -> nn.Module:
-    """The network of a checkpoint, in evaluation mode."""
+    """The network of a checkpoint, or a ready-made one, in evaluation mode."""
     network = run.build(settings, run.recipe.seed)
-    load_weights(network, artifact.file(WEIGHTS))
+    if not is_ready_made(run, settings):
+        load_weights(network, artifact.file(WEIGHTS))
     return network.eval()
 
 
@@ -325,8 +369,11 @@ def _train_alone(run: Run, network: nn.Module, settings: TrainSettings, seed: in
 
 
 def initial(run: Run, settings: ModelSettings, seed: int) -> nn.Module:
+    """A network as its training starts: fresh, from a weights file, or from the trained teacher's weights."""
     network = run.build(settings, seed)
-    if settings.weights is not None:
+    if settings.weights == FROM_TEACHER:
+        load_weights(network, run.made["teacher"].file(WEIGHTS))
+    elif settings.weights is not None:
         load_weights(network, _weights_path(run, settings))
     return network
 
@@ -361,7 +408,9 @@ def _weights_path(run: Run, settings: ModelSettings) -> Path:
 def _student(run: Run) -> dict[str, Any]:
     """The student's network and where it starts; as for the teacher, the content of its weights decides."""
     settings = run.recipe.student
-    start = {} if settings.weights is None else {"weights": _file_hash(_weights_path(run, settings))}
+    if settings.weights is None or settings.weights == FROM_TEACHER:
+        return {"student": settings.model_dump(mode="json")}
+    start = {"weights": _file_hash(_weights_path(run, settings))}
     return {"student": settings.model_dump(mode="json"), **start}
 
 

@@ -14,7 +14,16 @@ from edgekd.models._base import ModelFactory
 from edgekd.taps import Tapped
 
 EXTERNAL = {"timm", "torchvision"}
-OWN = sorted(set(CATALOGS["models"].names()) - EXTERNAL)
+
+
+def families() -> list[str]:
+    """Members that build a network of their own; the others need a file, a function or a teacher."""
+    names = sorted(set(CATALOGS["models"].names()) - EXTERNAL)
+    members = {name: CATALOGS["models"].load(name).member for name in names}
+    return [name for name, one in members.items() if not (one.ready_made or one.needs_teacher_network)]
+
+
+OWN = families()
 CONVOLUTION = torch.ops.aten.conv2d.default
 NORMALISATION = torch.ops.aten.batch_norm.default
 
