@@ -32,6 +32,7 @@ def main() -> int:
         "tensorrt": engine_block(_read("tensorrt_engines")),
         "quantization": "\n\n".join(student_block(name, title) for name, title in STUDENTS.items()),
         "families": families.table(_read("quantization_families")),
+        "methods": methods_block(_read("methods")),
         "calibration": calibration_block(_read("calibration"), [_read("qat_step"), _read("qat_step_compiled")]),
     }
     for name, block in blocks.items():
@@ -100,6 +101,38 @@ def engine_block(results: dict[str, Any]) -> str:
 def student_block(name: str, title: str) -> str:
     """Every tool's int8 files of one student."""
     return f"**{title}**\n\n{table.markdown(_read(f'quantization_{name}'))}"
+
+
+def methods_block(record: dict[str, Any]) -> str:
+    """Every way to train the student: the two baselines first, then by its float accuracy within each group."""
+    rows = record["rows"]
+    first = ["student_alone", "kd"]
+    rest = sorted((name for name in rows if name not in first), key=lambda name: -rows[name]["float"]["mean"])
+    best = max(rows[name]["float"]["mean"] for name in rows)
+    lines = [
+        "| student | float | over `student_alone` | over `kd` | int8 | int8 - float | agrees with the teacher | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in (*first, *rest):
+        row = rows[name]
+        cells = [
+            f"**{name}**" if row["float"]["mean"] == best else name,
+            f"{row['float']['mean']:.2f} ± {row['float']['sd']:.2f}",
+            "" if name == "student_alone" else _points(row["over_student_alone"]),
+            "" if name in first else _points(row["over_kd"]),
+            f"{row['int8']['mean']:.2f} ± {row['int8']['sd']:.2f}",
+            _points(row["int8_over_float"]),
+            f"{row['agreement_with_teacher']:.1%}",
+            f"{row['seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    teachers = ", ".join(f"{100 * one:.2f}" for one in record["teachers_test_accuracy"])
+    return "\n".join([*lines, "", f"Teachers: {teachers} %. Seconds of one core, int8 included."])
+
+
+def _points(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return f"{found['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def calibration_block(calibration: dict[str, Any], steps: list[dict[str, Any]]) -> str:
