@@ -21,6 +21,7 @@ __all__ = [
     "FloatLayers",
     "Folder",
     "Limit",
+    "MaxCombinations",
     "Mean",
     "MemberName",
     "MinAgreement",
@@ -44,6 +45,7 @@ __all__ = [
     "SetValues",
     "StatisticsFile",
     "Std",
+    "SweepValues",
     "Target",
     "Threads",
     "Userland",
@@ -77,6 +79,19 @@ MemberName = Annotated[str | None, typer.Argument(metavar="NAME", help="One memb
 SetValues = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, distill.train.epochs=3; repeatable."),
+]
+SweepValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=V,V|FILE",
+        help="Try every combination of these values and rank them, distill.losses.1.tau=1,4; repeatable;"
+        " or a TOML file whose keys hold lists.",
+    ),
+]
+MaxCombinations = Annotated[
+    int | None,
+    typer.Option("--max-combinations", metavar="N", help="Refuse a larger sweep; 200 unless given."),
 ]
 OptionalOut = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; runs/NAME unless given.")

@@ -22,6 +22,7 @@ __all__ = [
     "ratio_interval",
     "size",
     "toml",
+    "toml_value",
 ]
 
 MISSING = "–"  # noqa: RUF001 an en dash is what a table shows for "not measured"
@@ -149,19 +150,20 @@ def toml(values: Mapping[str, Any], prefix: str = "") -> str:
         elif isinstance(value, Sequence) and value and all(isinstance(one, Mapping) for one in value):
             tables += [f"\n[[{prefix}{_key(key)}]]\n{toml(one, f'{prefix}{_key(key)}.')}" for one in value]
         elif value is not None:
-            plain.append(f"{_key(key)} = {_toml_value(value)}\n")
+            plain.append(f"{_key(key)} = {toml_value(value)}\n")
     return "".join(plain + tables)
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One plain value as TOML, tables inline."""
     if isinstance(value, str):
         return json.dumps(value).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, but for DEL
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml_value(one) for one in value)}]"
+        return f"[{', '.join(toml_value(one) for one in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_toml_value(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {toml_value(one)}" for key, one in value.items()) + "}"
     return repr(value)
 
 

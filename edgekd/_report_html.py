@@ -15,6 +15,7 @@ from edgekd import _plots as plots
 from edgekd import _report_format as text
 from edgekd._ladder import Paired, Rung
 from edgekd._report_model import Curve, Int8VsFloat, Operator, Report
+from edgekd._report_quality import agreement_chart
 from edgekd._report_sensitivity import pareto
 from edgekd._report_shipped import TOP_OPERATORS, operator_groups
 from edgekd._report_tables import tables
@@ -176,6 +177,8 @@ def _table_charts(report: Report) -> dict[str, Markup]:
     charts = {}
     if report.paired:
         charts["paired"] = _paired_chart(report.paired)
+    if report.distillation:
+        charts["fidelity"] = agreement_chart(report.distillation)
     if report.int8_vs_float:
         charts["int8_vs_float"] = _speedup_chart(report.int8_vs_float)
     if report.mixed:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from edgekd._ladder import Interval95, Paired, Parity, Rung
+from edgekd._quality_model import Distillation
 from edgekd._sensitivity_model import MixedPrecision, Sensitivity
 from edgekd.spec import Frozen
 
@@ -260,6 +261,7 @@ class Report(_Record):
         created_utc: ISO 8601 time.
         edgekd_version: of the program that made it.
         recipe: resolved, with every default.
+        distillation: how close the students came to the teacher, and their calibration; None before they are trained.
         latency_samples: every timed query in ms, in order; the key is the series' label ("onnx_int8", or
             "onnx_int8 tensorrt" where a rung exists for several targets).
         sensitivity: what int8 does to each layer, by target; with `quantize.max_drop`.
@@ -276,6 +278,7 @@ class Report(_Record):
     verdict: Verdict | None = None
     ladder: list[Rung] = Field(default_factory=list)
     paired: list[Paired] = Field(default_factory=list)
+    distillation: Distillation | None = None
     latency: list[Latency] = Field(default_factory=list)
     latency_samples: dict[str, list[float]] = Field(default_factory=dict)
     int8_vs_float: list[Int8VsFloat] = Field(default_factory=list)

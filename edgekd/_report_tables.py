@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgekd import _report_measured as measured
+from edgekd import _report_quality as quality
 from edgekd import _report_sensitivity as precision
 from edgekd import _report_shipped as shipped
 from edgekd._report_model import Report
@@ -20,6 +21,10 @@ def tables(report: Report) -> dict[str, Table]:
         measured.calibration,
         measured.repeats,
         measured.paired,
+        lambda one: quality.fidelity(one.distillation),
+        lambda one: quality.capacity(one.distillation),
+        lambda one: quality.temperature(one.distillation),
+        lambda one: quality.similarity(one.distillation),
         measured.latency,
         measured.conditions,
         measured.int8_vs_float,

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
 
-__all__ = ["budget_sentence", "markdown", "terminal"]
+__all__ = ["budget_sentence", "markdown", "markdown_table", "rich_table", "terminal"]
 
 # the terminal shows what decides; the files hold the rest
 _TERMINAL = (
     "ladder",
     "repeats",
     "paired",
+    "fidelity",
     "latency",
     "int8_vs_float",
     "mobile",
@@ -39,7 +40,7 @@ def terminal(report: Report) -> list[RenderableType]:
 
     built = tables(report)
     shown: list[RenderableType] = [
-        Padding(_rich_table(built[key]), (0, 0, 1, 0)) for key in (*_TERMINAL, *_TERMINAL_LAST) if key in built
+        Padding(rich_table(built[key]), (0, 0, 1, 0)) for key in (*_TERMINAL, *_TERMINAL_LAST) if key in built
     ]
     if report.notes:
         shown.append(Padding(Text("\n".join(f"Note: {note}" for note in report.notes)), (0, 0, 1, 0)))
@@ -60,7 +61,7 @@ def markdown(report: Report) -> str:
         parts.append("\n".join(f"- {_escaped(reason)}" for reason in report.verdict.reasons))
     if report.notes:
         parts.append("\n".join(f"> {_escaped(note)}" for note in report.notes))
-    parts += [_markdown_table(table) for table in tables(report).values()]
+    parts += [markdown_table(table) for table in tables(report).values()]
     if report.recipe:
         parts.append(f"## Recipe\n\n```toml\n{text.toml(report.recipe).strip()}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -79,7 +80,8 @@ def budget_sentence(verdict: Verdict) -> str:
     return f"{subject}: {measured}{confidence}, budget {text.number(verdict.budget_ms)} ms"
 
 
-def _rich_table(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """A table for the terminal, without the columns that are details."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -114,7 +116,8 @@ def _rich_verdict(verdict: Verdict) -> RenderableType:
     return Panel(body, title="Verdict", title_align="left", border_style=style)
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table with its heading and note in Markdown."""
     head = "| " + " | ".join(_escaped(column.label) for column in table.columns) + " |"
     rule = "|" + "|".join(" ---: " if column.numeric else " --- " for column in table.columns) + "|"
     rows = ["| " + " | ".join(_escaped(cell.text) for cell in row) + " |" for row in table.rows]

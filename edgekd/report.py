@@ -26,6 +26,7 @@ from edgekd._report_model import (
     Stage,
     Verdict,
 )
+from edgekd._sweep_model import Sweep, SweepRow
 from edgekd.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -49,12 +50,17 @@ __all__ = [
     "Report",
     "Rung",
     "Stage",
+    "Sweep",
+    "SweepRow",
     "Verdict",
     "from_json",
     "fusion_of",
     "render_html",
     "render_markdown",
+    "render_sweep_markdown",
+    "render_sweep_terminal",
     "render_terminal",
+    "sweep_to_json",
     "to_json",
 ]
 
@@ -129,6 +135,33 @@ def render_html(report: Report) -> str:
     from edgekd._report_html import html
 
     return html(report)
+
+
+def sweep_to_json(found: Sweep) -> str:
+    """The content of sweep.json: indented, a newline at the end."""
+    return found.model_dump_json(indent=2) + "\n"
+
+
+def render_sweep_terminal(found: Sweep) -> list[RenderableType]:
+    """The ranking of a sweep, as rich renderables to print in order."""
+    from rich.padding import Padding
+
+    from edgekd._report_sweep import failures, ranking
+    from edgekd._report_text import rich_table
+
+    built = [table for table in (ranking(found), failures(found)) if table.rows]
+    shown: list[RenderableType] = [Padding(rich_table(table), (0, 0, 1, 0)) for table in built]
+    return [*shown, built[0].note]
+
+
+def render_sweep_markdown(found: Sweep) -> str:
+    """The ranking of a sweep as GitHub-flavoured Markdown (sweep.md)."""
+    from edgekd._report_sweep import failures, ranking
+    from edgekd._report_text import markdown_table
+
+    built = [table for table in (ranking(found), failures(found)) if table.rows]
+    facts = f"# {found.name}\n\n{found.created_utc} · edgekd {found.edgekd_version}"
+    return "\n\n".join([facts, *map(markdown_table, built)]) + "\n"
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ MEMBER_PACKAGES = {catalog.package for catalog in CATALOGS.values()}
 OPERATIONS = {
     "edgekd.agreement",
     "edgekd.audit",
+    "edgekd.distillation_quality",
     "edgekd.doctor",
     "edgekd.engine",
     "edgekd.evaluate",

@@ -9,7 +9,7 @@ import pytest
 
 from edgekd._plots_pareto import Point, front, pareto_chart
 from edgekd._report_sensitivity import TOP_GROUPS, mixed_sentences, pareto, path, sensitivity
-from edgekd._report_text import _markdown_table, _rich_table
+from edgekd._report_text import markdown_table, rich_table
 from edgekd._sensitivity_model import EQUAL_DB, GroupSensitivity, MixedPrecision, Sensitivity, Step
 
 X86 = "onnxruntime_x86"
@@ -114,8 +114,8 @@ def test_path_tells_every_step_and_whether_it_holds() -> None:
 
 def test_tables_render_everywhere() -> None:
     for table in (sensitivity(found(row("a", 0.1))), path({X86: mixture()})):
-        assert table.title in _markdown_table(table)
-        assert _rich_table(table).row_count == len(table.rows)
+        assert table.title in markdown_table(table)
+        assert rich_table(table).row_count == len(table.rows)
         assert all(len(cells) == len(table.columns) for cells in table.rows)
 
 

@@ -63,8 +63,8 @@ class MiniLM(Loss):
 
     The published weight is 1, as the only term. MiniLM matches the last layers, with `heads` the number of attention
     heads of both networks. MiniLMv2 takes `relations = ["qq", "kk", "vv"]` and any number of heads that divides both
-    widths, so that networks of other widths and head counts fit: the paper has 48 for a teacher of width 768 and 64
-    for 1024, sixteen features a head, and for 24-layer teachers a layer before the last (19 or 21).
+    widths, so that networks of other widths and head counts fit: 48 for a teacher of width 768, sixteen features a
+    head. For teachers of 24 layers it matches a layer a few before the last.
 
     With timm's vision transformers tap `blocks.11.attn.qkv`, fused attention or not. A position bias that a network
     adds to its scores (Swin, BEiT) or a norm of its queries and keys is not part of "qk": leave it out there.

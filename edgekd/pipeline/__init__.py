@@ -14,26 +14,36 @@ from edgekd.errors import ArtifactError
 from edgekd.pipeline._bench_file import bench_file
 from edgekd.pipeline._check import plan, ready
 from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
+from edgekd.pipeline._grid import MOST, Combination, combinations, read_grid
+from edgekd.pipeline._quality import quality_stage
 from edgekd.pipeline._quantize_file import FileQuantization, quantize_file
 from edgekd.pipeline._quantizing import quantize_stages
 from edgekd.pipeline._reporting import assemble
 from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
 from edgekd.pipeline._shipping import bench_stage, export_stage
+from edgekd.pipeline._sweep import SweepResult, check_sweep, sweep
 from edgekd.pipeline._training import mentor_stages, student_stages
 from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
 
 __all__ = [
+    "MOST",
+    "Combination",
     "FileQuantization",
     "RunResult",
     "Silent",
     "Stage",
+    "SweepResult",
     "Watcher",
     "bench_file",
     "check",
+    "check_sweep",
+    "combinations",
     "open_report",
     "quantize_file",
+    "read_grid",
     "run",
+    "sweep",
     "verify",
     "write_report",
 ]
@@ -164,6 +174,8 @@ def _stages(work: Run, until: Stage) -> None:
         mentors = mentor_stages(work)
         step("distill")
         student, _ = student_stages(work, mentors)
+        with suppress(NotThere):
+            quality_stage(work, mentors)
         first = None
         for target in work.recipe.export.targets:
             with suppress(NotThere):

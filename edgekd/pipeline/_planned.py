@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from edgekd.pipeline import Stage
     from edgekd.recipe import Recipe
 
-__all__ = ["PlannedStage", "planned"]
+__all__ = ["PlannedStage", "planned", "planned_sweep"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PlannedStage:
 # beside an epoch of the student alone; seen on the examples, good enough to say how long a run will take
 _TEACHER, _DISTILL, _QUANTIZATION_AWARE = 2.0, 1.7, 4.0
 _LOAD, _CALIBRATE, _EXPORT, _BENCH = (PlannedStage(seconds=seconds) for seconds in (1.0, 5.0, 8.0, 15.0))
+_QUALITY = PlannedStage(seconds=3.0)
 _PLACE, _MIX = PlannedStage(seconds=60.0), PlannedStage(seconds=60.0)
 
 
@@ -52,10 +54,26 @@ def planned(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
         if distill.baseline:
             stages[f"student_alone{suffix}"] = PlannedStage(epochs=distill.train.epochs)
         stages[f"student{suffix}"] = PlannedStage(epochs=_DISTILL * distill.train.epochs)
+    stages["quality"] = _QUALITY
     if until == "distill":
         return stages
     for target in recipe.export.targets:
         stages |= {f"{name}-{target}": stage for name, stage in _of_target(recipe, until).items()}
+    return stages
+
+
+def planned_sweep(recipes: Sequence[Recipe]) -> dict[str, PlannedStage]:
+    """The stages of a sweep over these recipes, without those that an earlier one has made."""
+    stages: dict[str, PlannedStage] = {}
+    made = set()
+    for number, recipe in enumerate(recipes, start=1):
+        mentors = (recipe.teacher, recipe.teachers, recipe.assistants)
+        alone = (recipe.student, recipe.distill.train, recipe.data.augment, recipe.compute)
+        for name, stage in planned(recipe, "distill").items():
+            decides = alone if name.startswith("student_alone") else recipe if name.startswith("student") else mentors
+            if name != "quality" and (name, repr(decides)) not in made:
+                made.add((name, repr(decides)))
+                stages[f"{number}/{len(recipes)} {name}"] = stage
     return stages
 
 

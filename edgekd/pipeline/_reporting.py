@@ -14,10 +14,11 @@ from edgekd.artifact import Artifact
 from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
 from edgekd.measure import Latency as Measured
 from edgekd.pipeline._mixing import MIXED, SENSITIVITY
+from edgekd.pipeline._quality import quality_of
 from edgekd.pipeline._quantize_plan import plan_of
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._shipping import FLOAT_STEM, INT8_STEM, pieces, predictions_name
-from edgekd.pipeline._training import WEIGHTS, history_of, predictions_of
+from edgekd.pipeline._training import PREDICTIONS, WEIGHTS, history_of, predictions_of
 from edgekd.recipe import BenchSettings
 from edgekd.report import (
     Curve,
@@ -51,6 +52,7 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
         recipe=run.recipe.resolved(),
         ladder=[entry for entry, _ in ladder],
         paired=_paired(ladder),
+        distillation=quality_of(run.made["quality"]) if "quality" in run.made else None,
         latency=[row for target, bench in benches.items() for row in latency_rows(target, bench)],
         latency_samples={
             _label(name, target, benches): latency["samples_ms"]
@@ -91,11 +93,12 @@ _Ladder = list[tuple[Rung, Predictions]]
 
 
 def _ladder(run: Run, targets: Sequence[str]) -> _Ladder:
-    teacher = predictions_of(run.made["teacher"]) if "teacher" in run.made else None
+    # a teacher that was asked before the run may know nothing of the test split: then it is no rung
+    there = [name for name in ("teacher", "student_alone", "student") if _predicts(run, name)]
+    teacher = predictions_of(run.made["teacher"]) if "teacher" in there else None
     rows: _Ladder = []
-    for name in ("teacher", "student_alone", "student"):
-        if name in run.made:
-            rows.append(_float_rung(run, name, teacher))
+    for name in there:
+        rows.append(_float_rung(run, name, teacher))
     for target in targets:
         for name in ("int8_ptq", "int8", "mixed"):
             if (artifact := run.made.get(f"{name}-{target}")) is not None:
@@ -107,6 +110,10 @@ def _ladder(run: Run, targets: Sequence[str]) -> _Ladder:
                 size = export.file(file).stat().st_size
                 rows.append((rung(name, found, teacher=teacher, target=target, size_bytes=size), found))
     return rows
+
+
+def _predicts(run: Run, name: str) -> bool:
+    return name in run.made and PREDICTIONS in run.made[name].manifest.files
 
 
 def _float_rung(run: Run, name: str, teacher: Predictions | None) -> tuple[Rung, Predictions]:

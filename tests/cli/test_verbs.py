@@ -81,7 +81,7 @@ def test_run_again_redoes_nothing(run: Path, recipe: Path, capsys: pytest.Captur
     assert [row["stage"] for row in report["stages"]] == expected
 
 
-@pytest.mark.parametrize(("verb", "last"), [("train", "teacher"), ("distill", "student"), ("quantize", "int8_ptq")])
+@pytest.mark.parametrize(("verb", "last"), [("train", "teacher"), ("distill", "quality"), ("quantize", "int8_ptq")])
 def test_single_stage_stops_there(
     verb: str, last: str, run: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,7 +157,7 @@ def test_run_that_is_killed_again_and_again_ends_whole(recipe_file: Path, tmp_pa
     assert listener.stages[:2] == [("teacher", True), ("student", False)]
     assert [rung.rung for rung in result.report.ladder] == ["teacher", "student", "int8_ptq", "onnx_float", "onnx_int8"]
     assert pipeline.open_report(out) == result.report
-    assert [row["ok"] for row in pipeline.verify(out)] == [True] * 5
+    assert [row["ok"] for row in pipeline.verify(out)] == [True] * 6
     assert hidden(out) == [".lock"]
     for stage in ("teacher", "student"):
         done = history(out, stage)
@@ -166,7 +166,7 @@ def test_run_that_is_killed_again_and_again_ends_whole(recipe_file: Path, tmp_pa
     # what was made of many pieces is what one piece gives
     whole = pipeline.run(load_recipe(recipe_file), out=tmp_path / "whole", recipe_file=recipe_file, until="distill")
     assert {row.stage: row.id for row in whole.report.lineage} == {
-        stage: artifact_of(out, stage).id for stage in ("teacher", "student")
+        stage: artifact_of(out, stage).id for stage in ("teacher", "student", "quality")
     }
 
 

@@ -25,6 +25,7 @@ STAGES = [
     "teacher",
     "student_alone",
     "student",
+    "quality",
     f"int8_ptq-{TARGET}",
     f"int8-{TARGET}",
     f"export-{TARGET}",
@@ -65,6 +66,7 @@ def test_every_stage_has_its_artifact_and_its_parents(finished: pipeline.RunResu
         "teacher": set(),
         "student_alone": set(),
         "student": {"teacher"},
+        "quality": {"teacher", "student_alone", "student"},
         f"int8_ptq-{TARGET}": {"student"},
         f"int8-{TARGET}": {"teacher", "student", f"int8_ptq-{TARGET}"},
         f"export-{TARGET}": {"student", f"int8-{TARGET}"},
@@ -96,7 +98,9 @@ def test_parity_fusion_and_verdict_are_there(finished: pipeline.RunResult) -> No
 
 
 def test_spec_and_preprocessing_are_in_every_model(finished: pipeline.RunResult) -> None:
-    specs = [artifact_of(finished.out, stage).manifest.spec for stage in STAGES if not stage.startswith("bench")]
+    specs = [
+        artifact_of(finished.out, stage).manifest.spec for stage in STAGES if not stage.startswith(("bench", "quality"))
+    ]
     assert specs[0] is not None
     assert specs[0].labels == ["pattern 0", "pattern 1", "pattern 2", "pattern 3"]
     assert all(spec == specs[0] for spec in specs)
@@ -124,9 +128,9 @@ def test_same_recipe_elsewhere_gives_the_same_artifacts(
 @pytest.mark.parametrize(
     ("changes", "until", "made"),
     [
-        ({"distill": {"train": {"epochs": 1}}}, "distill", ["student_alone", "student"]),
-        ({"distill": {"losses": [{"name": "kd", "tau": 2.0}]}}, "distill", ["student"]),
-        ({"teacher": {"train": {"epochs": 1}}}, "distill", ["teacher", "student"]),
+        ({"distill": {"train": {"epochs": 1}}}, "distill", ["student_alone", "student", "quality"]),
+        ({"distill": {"losses": [{"name": "kd", "tau": 2.0}]}}, "distill", ["student", "quality"]),
+        ({"teacher": {"train": {"epochs": 1}}}, "distill", ["teacher", "student", "quality"]),
         ({"quantize": {"calibration_samples": 32}}, "quantize", [f"int8_ptq-{TARGET}", f"int8-{TARGET}"]),
         ({"quantize": {"lr": 1e-5}}, "quantize", [f"int8-{TARGET}"]),
         ({"seed": 1}, "train", ["teacher"]),
@@ -160,7 +164,7 @@ def test_baseline_and_training_of_int8_can_be_left_out(small_recipe: RecipeOf, t
 def test_repeats_train_every_seed_and_the_first_goes_on(copied: Path, small_recipe: RecipeOf) -> None:
     listener = Listener()
     result = pipeline.run(small_recipe({"distill": {"repeats": 2}}), out=copied, until="quantize", watcher=listener)
-    assert listener.made == ["student_alone-seed1", "student-seed1"]
+    assert listener.made == ["student_alone-seed1", "student-seed1", "quality"]
     student = next(rung for rung in result.report.ladder if rung.rung == "student")
     assert student.seeds is not None
     assert len(student.seeds) == 2
@@ -265,7 +269,7 @@ def test_interrupted_training_goes_on_after_its_last_epoch_and_ends_the_same(
     listener = Listener()
     pipeline.run(small_recipe(), out=out, until="train")  # another verb in between loses nothing
     pipeline.run(small_recipe(), out=out, until="distill", watcher=listener)
-    assert listener.made == ["student"]
+    assert listener.made == ["student", "quality"]
     assert history(out, "student").resumed_at == 2
     assert [record.epoch for record in history(out, "student").history] == [0, 1, 2]
     ours, theirs = (
@@ -306,7 +310,8 @@ def test_content_of_the_student_s_first_weights_decides_not_their_path(
         listener = Listener()
         pipeline.run(recipe, out=tmp_path / "out", until="distill", watcher=listener)
         made.append(listener.made)
-    assert made == [["teacher", "student_alone", "student"], [], ["student_alone", "student"]]
+    again = ["student_alone", "student", "quality"]
+    assert made == [["teacher", *again], [], again]
 
 
 NETWORK = """
@@ -354,5 +359,5 @@ def test_full_disk_stops_the_run_and_keeps_what_was_sealed(small_disk: Path, sma
     filler.unlink()
     listener = Listener()
     pipeline.run(recipe, out=out, until="distill", watcher=listener)
-    assert listener.made == ["student"]
+    assert listener.made == ["student", "quality"]
     assert all(row["ok"] for row in pipeline.verify(out))

@@ -26,6 +26,7 @@ def test_finished_run_is_sound(finished: pipeline.RunResult) -> None:
         (f"export-{TARGET}", "exported", True, None),
         (f"int8-{TARGET}", "quantized", True, None),
         (f"int8_ptq-{TARGET}", "quantized", True, None),
+        ("quality", "quality", True, None),
         ("student", "checkpoint", True, None),
         ("student_alone", "checkpoint", True, None),
         ("teacher", "checkpoint", True, None),
@@ -56,12 +57,12 @@ def test_children_of_a_damaged_artifact_say_whom_they_lost(copied: Path) -> None
     assert "model.safetensors is missing" in found["teacher"]
     assert found["student"] == "its teacher is missing or damaged: the lineage is broken there"
     assert found[f"int8-{TARGET}"].startswith("its teacher is missing")
-    assert set(found) == {"teacher", "student", f"int8-{TARGET}"}
+    assert set(found) == {"teacher", "student", "quality", f"int8-{TARGET}"}
 
 
 def test_removed_artifact_is_missed_by_its_children(copied: Path) -> None:
     shutil.rmtree(artifact_of(copied, "student").path)
-    assert set(problems(copied)) == {f"int8_ptq-{TARGET}", f"int8-{TARGET}", f"export-{TARGET}"}
+    assert set(problems(copied)) == {"quality", f"int8_ptq-{TARGET}", f"int8-{TARGET}", f"export-{TARGET}"}
 
 
 def test_stage_that_lost_its_manifest_is_told(copied: Path) -> None:
@@ -82,7 +83,7 @@ def test_what_was_never_finished_and_what_is_the_user_s_is_no_artifact(copied: P
     shutil.copytree(teacher, copied / f".{teacher.name}.0a0b0c0d.partial")
     (copied / "notes").mkdir()
     assert problems(copied) == {}
-    assert len(pipeline.verify(copied)) == 7
+    assert len(pipeline.verify(copied)) == 8
 
 
 def test_two_artifacts_of_one_content_are_both_looked_at(copied: Path) -> None:
