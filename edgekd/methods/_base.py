@@ -15,6 +15,7 @@ from edgekd.losses._base import Loss, Outputs, Split
 
 __all__ = ["Batch", "Context", "Method", "Sampling", "Term", "WeightedLoss"]
 
+
 @dataclass(frozen=True)
 class Batch:
     """One training batch as the model sees it.

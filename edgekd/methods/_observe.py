@@ -11,7 +11,7 @@ from edgekd.errors import MismatchError
 from edgekd.losses._base import Loss, Outputs
 from edgekd.taps import Tapped, TupleOutputs, named_outputs, probe, tapped
 
-__all__ = ["check_classes", "example_outputs", "observe", "observe_frozen", "with_taps"]
+__all__ = ["check_classes", "example_outputs", "observe", "observe_frozen", "tell_ids", "with_taps"]
 
 
 def with_taps(
@@ -38,12 +38,18 @@ def observe_frozen(network: Tapped | TupleOutputs, inputs: Tensor, ids: Tensor |
     """
     if network.training:
         network.eval()
-    inner = network.model if isinstance(network, Tapped) else network
-    if ids is not None and hasattr(inner, "look_up"):
-        inner.look_up(ids)
+    if ids is not None:
+        tell_ids(network.model if isinstance(network, Tapped) else network, ids)
     # not inference_mode: its tensors cannot take part in the student's backward pass
     with torch.no_grad():
         return observe(network, inputs)
+
+
+def tell_ids(network: nn.Module, ids: Tensor) -> None:
+    """Say which samples come next, if the network looks its answers up instead of computing them."""
+    look_up = getattr(network, "look_up", None)
+    if callable(look_up):
+        look_up(ids)
 
 
 def example_outputs(network: Tapped | TupleOutputs, example: Tensor) -> Outputs:

@@ -8,6 +8,7 @@ from torch import Tensor
 from edgekd.artifact import Artifact
 from edgekd.batches import calibration_ids, evaluation_batches
 from edgekd.calibration._selection import k_center
+from edgekd.methods._observe import tell_ids
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import network_of
 from edgekd.taps import logits_of
@@ -35,8 +36,7 @@ def chosen_ids(run: Run, teacher: Artifact | None) -> Tensor:
     rows = []
     with torch.no_grad():
         for batch in evaluation_batches(train, run.data.preprocessing, ids=pool, device=run.device):
-            if hasattr(network, "look_up"):
-                network.look_up(batch.ids)
+            tell_ids(network, batch.ids)
             rows.append(logits_of(network(batch.inputs)).float().cpu())
             run.watcher.progress(len(rows) * len(rows[0]), len(pool), "choosing samples")
     return pool[k_center(torch.cat(rows), count, seed=run.recipe.seed)]
