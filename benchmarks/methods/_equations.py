@@ -7,7 +7,7 @@ mean) stay as the paper has them: a side follows an equation when it is a consta
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ __all__ = ["EQUATIONS", "VARIANTS"]
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True)
+    return F.normalize(vectors, dim=-1)
 
 
 def _huber(difference: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def _huber(difference: Tensor) -> Tensor:
 
 def _kd(tensors: Tensors, options: Options) -> Tensor:
     """tau^2 KL, and the labels' share beside it (Hinton et al. 2015, section 2)."""
-    tau, alpha = options["tau"], options["alpha"]
+    tau, alpha = float(options["tau"]), float(options["alpha"])
     p, q = (tensors[side].div(tau).softmax(dim=1) for side in ("teacher", "student"))
     soft = tau**2 * (p * (p / q).log()).sum() / len(p)
     if not alpha:
@@ -40,15 +40,16 @@ def _kd(tensors: Tensors, options: Options) -> Tensor:
 def _attention(tensors: Tensors, options: Options) -> Tensor:
     """The norm of the difference of two maps (Zagoruyko, Komodakis 2016, equation 2)."""
     ours, theirs = (_unit((tensors[side] ** 2).sum(dim=1).flatten(1)) for side in ("student", "teacher"))
-    return (ours - theirs).norm(dim=1).mean()
+    norms: Tensor = torch.linalg.vector_norm(ours - theirs, dim=1)
+    return norms.mean()
 
 
 def _similarities(tensors: Tensors, *, norm: float) -> Tensor:
-    sides = []
+    sides: list[Tensor] = []
     for side in ("student", "teacher"):
         rows = tensors[side].flatten(1)
         gram = rows @ rows.T
-        sides.append(gram / gram.norm(p=norm, dim=1, keepdim=True))
+        sides.append(gram / torch.linalg.vector_norm(gram, norm, dim=1, keepdim=True))
     return (sides[0] - sides[1]).square().sum() / len(sides[0]) ** 2
 
 
@@ -67,7 +68,7 @@ def _distances(tensors: Tensors, options: Options) -> Tensor:
     sides = []
     for side in ("student", "teacher"):
         first, second = torch.combinations(torch.arange(len(tensors[side]))).T
-        between = (tensors[side][first] - tensors[side][second]).norm(dim=1)
+        between = torch.linalg.vector_norm(tensors[side][first] - tensors[side][second], dim=1)
         sides.append(between / between.mean())
     return 2 * _huber(sides[0] - sides[1]).sum()
 
@@ -100,7 +101,8 @@ def _vid(tensors: Tensors, options: Options) -> Tensor:
         mean = torch.einsum("oi,bihw->bohw", tensors[f"weight{layer}"].flatten(1), mean)
         mean = mean.clamp_min(0) if layer < 2 else mean
     variance = ((1 + tensors["spread"].exp()).log() + options["floor"])[:, None, None]
-    return (variance.sqrt().log() + (tensors["teacher"] - mean) ** 2 / (2 * variance)).sum() / len(mean)
+    each: Tensor = variance.sqrt().log() + (tensors["teacher"] - mean).square() / (2 * variance)
+    return each.sum() / len(mean)
 
 
 def _crd(tensors: Tensors, options: Options) -> Tensor:
@@ -124,14 +126,20 @@ def _discrepancy(tensors: Tensors, options: Options) -> Tensor:
     total = []
     for maps in zip(tensors["student"], tensors["teacher"], strict=True):
         ours, theirs = (_unit(one.flatten(1)) for one in maps)
-        width = (ours[:, None] - theirs[None]).square().sum(dim=2).mean().detach()
-        kernel = {
+        width = _squares(ours, theirs).mean().detach()
+        kernels: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "linear": lambda x, y: x @ y.T,
-            "polynomial": lambda x, y: (x @ y.T) ** 2,
-            "gaussian": lambda x, y, s=width: (-(x[:, None] - y[None]).square().sum(dim=2) / (2 * s)).exp(),
-        }[options["kernel"]]
+            "polynomial": lambda x, y: (x @ y.T).square(),
+            "gaussian": lambda x, y, s=width: (-_squares(x, y) / (2 * s)).exp(),  # type: ignore[misc]
+        }
+        kernel = kernels[options["kernel"]]
         total.append(kernel(ours, ours).mean() + kernel(theirs, theirs).mean() - 2 * kernel(ours, theirs).mean())
     return torch.stack(total).mean()
+
+
+def _squares(first: Tensor, second: Tensor) -> Tensor:
+    """|x - y|^2 of every two rows."""
+    return (first[:, None] - second[None]).square().sum(dim=2)
 
 
 def _flows(tensors: Tensors, *, power: int) -> Tensor:
@@ -141,7 +149,8 @@ def _flows(tensors: Tensors, *, power: int) -> Tensor:
         height, width = second.shape[2:]
         first = F.adaptive_max_pool2d(first, (height, width))
         sides.append(torch.einsum("bmhw,bnhw->bmn", first, second) / (height * width))
-    return (sides[0] - sides[1]).norm(dim=1).pow(power).sum() / len(sides[0])
+    norms: Tensor = torch.linalg.vector_norm(sides[0] - sides[1], dim=1)
+    return norms.pow(power).sum() / len(norms)
 
 
 def _boundaries(tensors: Tensors, options: Options) -> Tensor:
@@ -149,17 +158,18 @@ def _boundaries(tensors: Tensors, options: Options) -> Tensor:
     fires = (tensors["teacher"] > 0).to(tensors["student"].dtype)
     above = (options["margin"] - tensors["student"]).clamp_min(0)
     below = (options["margin"] + tensors["student"]).clamp_min(0)
-    return (fires * above + (1 - fires) * below).square().sum() / len(fires)
+    hinge: Tensor = fires * above + (1 - fires) * below
+    return hinge.square().sum() / len(hinge)
 
 
 def _dist(tensors: Tensors, options: Options) -> Tensor:
     """Pearson's distance of rows and of columns (Huang et al. 2022, section 4), times tau^2 as in their code."""
     sides = [tensors[side].div(options["tau"]).softmax(dim=1) for side in ("student", "teacher")]
-    total = tensors["student"].new_zeros(())
+    tau, total = float(options["tau"]), tensors["student"].new_zeros(())
     for weight, (ours, theirs) in (("beta", sides), ("gamma", [one.T for one in sides])):
         centred = [_unit(one - one.mean(dim=1, keepdim=True)) for one in (ours, theirs)]
         total = total + options[weight] * (1 - (centred[0] * centred[1]).sum(dim=1)).mean()
-    return options["tau"] ** 2 * total
+    return tau**2 * total
 
 
 EQUATIONS: Mapping[str, Formula] = {

@@ -130,6 +130,7 @@ _PLAIN: tuple[_Draw, ...] = (
     ("dist", "tau 1", _pair((32, 10)), {"beta": 2.0, "gamma": 2.0, "tau": 1.0}),
     ("dist", "tau 4", _pair((64, 10)), {"beta": 1.0, "gamma": 2.0, "tau": 4.0}),
     ("dist", "100 classes", _pair((64, 100)), {"beta": 2.0, "gamma": 2.0, "tau": 4.0}),
+    ("dist", "1000 classes", _pair((64, 1000)), {"beta": 2.0, "gamma": 2.0, "tau": 1.0}),
 )
 
 
@@ -239,10 +240,11 @@ def _vid(tensors: Tensors, options: Options) -> Tensor:
 
 def _kd(tensors: Tensors, options: Options) -> Tensor:
     soft = kd(tensors["student"], tensors["teacher"], tau=options["tau"])
-    if not options["alpha"]:
+    alpha = float(options["alpha"])
+    if not alpha:
         return soft
     labels = torch.nn.functional.one_hot(tensors["labels"], tensors["student"].shape[1])
-    return options["alpha"] * cross_entropy(tensors["student"], labels) + (1 - options["alpha"]) * soft
+    return alpha * cross_entropy(tensors["student"], labels) + (1 - alpha) * soft
 
 
 def _both(formula: Callable[..., Tensor], *names: str) -> Formula:

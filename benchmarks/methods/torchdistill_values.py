@@ -103,7 +103,7 @@ def rows(chosen: Sequence[Case], answers: Mapping[str, NDArray[Any]]) -> dict[st
             "follows_paper": {
                 who: all(one["equation"][who]["follows"] for one in compared.values())
                 for who in ("edgekd", "torchdistill")
-                if who == "edgekd" or side.peer
+                if all(who in one["equation"] for one in compared.values())
             },
             "differs": side.differs,
             "n": len(compared),

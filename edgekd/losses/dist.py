@@ -8,13 +8,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from edgekd.losses._base import Loss, Outputs, Step, float32
+from edgekd.losses._base import Loss, Outputs, Step
 from edgekd.losses._gather import gathered
 from edgekd.losses._logits import TauOptions, needs_softmax, needs_three_classes, softened_logits
+from edgekd.losses._widened import widened
 
 __all__ = ["DIST", "dist"]
 
-SHORTEST = 1e-8  # squared length below which a vector counts as having no variance
+SHORTEST = 1e-12  # squared length below which a vector counts as having no variance
 
 
 def dist(student: Tensor, teacher: Tensor, *, beta: float, gamma: float, tau: float) -> Tensor:
@@ -25,8 +26,9 @@ def dist(student: Tensor, teacher: Tensor, *, beta: float, gamma: float, tau: fl
 
     1 - r is written as half the squared difference of the two centred vectors of length one, which is exactly 0 and
     flat where they agree. A vector without variance, such as a class that no sample of the batch may be, has no
-    direction: 1e-8 is added to the squared lengths, so that it counts as the zero vector. The published code adds the
-    same number to the product of the lengths. The factor tau^2 is that code's as well, to which its weights belong.
+    direction: 1e-12 is added to the squared lengths, so that it counts as the zero vector; with 1000 classes the
+    squared length of a class can be as small as 1e-6. The published code adds 1e-8 to the product of the lengths. The
+    factor tau^2 is that code's as well, to which its weights belong.
 
     Args:
         student: logits, shape (B, K), K >= 3.
@@ -48,7 +50,7 @@ def dist(student: Tensor, teacher: Tensor, *, beta: float, gamma: float, tau: fl
     >>> round(value.item(), 4)  # 1 - (-44 - 44 + 49) / (121 + 16 + 49) = 225 / 186
     1.2097
     """
-    ours, theirs = ((float32(one) / tau).softmax(dim=1) for one in (student, teacher.detach()))
+    ours, theirs = ((widened(one) / tau).softmax(dim=1) for one in (student, teacher.detach()))
     between, within = _distance(ours, theirs).mean(), _distance(ours.T, theirs.T).mean()
     return tau**2 * (beta * between + gamma * within)
 

@@ -15,6 +15,7 @@ from edgekd.errors import MismatchError
 from edgekd.losses._base import Loss, Outputs, Step, float32
 from edgekd.losses._pairs import PairOptions
 from edgekd.losses._relations import full_precision
+from edgekd.losses._widened import widened
 
 __all__ = ["FSP", "fsp"]
 
@@ -99,7 +100,7 @@ class FSP(Loss):
 
     def forward(self, step: Step) -> Tensor:
         """The sum over consecutive layers of one step."""
-        ours = {name: _widened(step.student.taps[name]) for name in self._options.student_taps}
+        ours = {name: widened(step.student.taps[name]) for name in self._options.student_taps}
         if step.progress >= self._options.until:
             return ours[self._options.student_taps[0]][:0].sum()  # 0, and still part of the graph
         theirs = step.teacher.taps
@@ -130,15 +131,3 @@ def _flow(first: Tensor, second: Tensor) -> Tensor:
 
 def _smaller(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
     return min(one[0], other[0]), min(one[1], other[1])
-
-
-def _widened(features: Tensor) -> Tensor:
-    """The features in float32, with a gradient that fits into their own precision.
-
-    The gradient grows with the third power of the features: float16 would make infinity of what float32 holds.
-    """
-    values = float32(features)
-    if values.requires_grad and features.dtype != values.dtype:
-        largest = torch.finfo(features.dtype).max
-        values.register_hook(lambda gradient: gradient.clamp(-largest, largest))  # type: ignore[no-untyped-call]
-    return values

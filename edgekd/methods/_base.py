@@ -134,6 +134,10 @@ class Method(nn.Module):
         """Every network that could be shipped, by name; all are built like the student."""
         return {"student": self.exported()}
 
+    def exits(self) -> Mapping[str, nn.Module]:
+        """Classifiers on the student's way, by tap, that end before it does; each from inputs to logits."""
+        return {}
+
     def companions(self) -> dict[str, Tensor]:
         """The state of everything beside the student: connectors, branches, peers, memories."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("student.")}

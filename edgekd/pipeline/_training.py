@@ -18,6 +18,7 @@ from edgekd.errors import ArtifactError
 from edgekd.evaluate import Predictions, accuracy, predict
 from edgekd.losses._base import Split
 from edgekd.methods._base import Context, Method, WeightedLoss
+from edgekd.pipeline._exits import write_exits
 from edgekd.pipeline._mentors import Mentor, assistant_name, parents_of, teacher_name
 from edgekd.pipeline._ready_made import (
     FROM_TEACHER,
@@ -193,6 +194,9 @@ def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Art
         write_model(run, draft, _picked(run, draft, method), history)
         if companions := method.companions():
             save_weights(draft.folder / COMPANIONS, companions, metadata={})
+        if exits := method.exits():
+            example = example_inputs(run, 2)
+            write_exits(run, draft, exits, lambda network: _predict(run, network, run.data.test), example)
 
     return run.stage(name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make)
 

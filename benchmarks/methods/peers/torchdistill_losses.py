@@ -25,13 +25,14 @@ Tensors = Mapping[str, Tensor]
 Options = Mapping[str, Any]
 
 
-def outputs(**tensors: Tensor) -> dict[str, dict[str, Tensor]]:
+def outputs(**tensors: Tensor) -> dict[str, dict[str, Any]]:
     """One network's modules as torchdistill hands them to a loss."""
     return {name: {"output": values} for name, values in tensors.items()}
 
 
 def of_one_layer(module: Any, tensors: Tensors, *more: Tensor) -> Tensor:
-    return module(outputs(layer=tensors["student"]), outputs(layer=tensors["teacher"]), *more)
+    value: Tensor = module(outputs(layer=tensors["student"]), outputs(layer=tensors["teacher"]), *more)
+    return value
 
 
 def pairs(**names: str) -> dict[str, dict[str, dict[str, str]]]:
