@@ -7,7 +7,8 @@ from pathlib import Path
 
 import edgekd
 from edgekd.catalog import CATALOGS
-from edgekd.pipeline._reporting import latency_rows, mobile_rows, operator_rows, verdict_of
+from edgekd.pipeline._bench_rows import latency_rows, mobile_rows, operator_rows
+from edgekd.pipeline._reporting import verdict_of
 from edgekd.pipeline._run import Silent, Watcher, environment
 from edgekd.pipeline._shipping import bench_files
 from edgekd.recipe import BenchSettings

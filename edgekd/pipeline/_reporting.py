@@ -12,7 +12,8 @@ from edgekd._report_sensitivity import mixed_sentences
 from edgekd._sensitivity_model import MixedPrecision, Sensitivity
 from edgekd.artifact import Artifact
 from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
-from edgekd.measure import Latency as Measured
+from edgekd.pipeline._bench_rows import int8_vs_float_rows, latency_rows, mobile_rows, operator_rows
+from edgekd.pipeline._mentors import wanted
 from edgekd.pipeline._mixing import MIXED, SENSITIVITY
 from edgekd.pipeline._quality import quality_of
 from edgekd.pipeline._quantize_plan import plan_of
@@ -24,11 +25,7 @@ from edgekd.report import (
     Curve,
     Engine,
     Fusion,
-    Int8VsFloat,
-    Latency,
     Lineage,
-    Mobile,
-    Operator,
     ParityRow,
     Report,
     Rung,
@@ -36,7 +33,7 @@ from edgekd.report import (
     Verdict,
 )
 
-__all__ = ["assemble", "latency_rows", "mobile_rows", "operator_rows", "verdict_of"]
+__all__ = ["assemble", "verdict_of"]
 
 
 def assemble(run: Run, targets: Sequence[str]) -> Report:
@@ -59,7 +56,7 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
             for target, bench in benches.items()
             for name, latency in bench["latency"].items()
         },
-        int8_vs_float=[row for target, bench in benches.items() for row in _int8_vs_float(target, bench)],
+        int8_vs_float=[row for target, bench in benches.items() for row in int8_vs_float_rows(target, bench)],
         fusion=[Fusion(**export.manifest.metrics["audit"]) for export in exports.values() if _audited(export)],
         sensitivity={
             target: Sensitivity.model_validate_json(made.file(SENSITIVITY).read_bytes())
@@ -94,7 +91,7 @@ _Ladder = list[tuple[Rung, Predictions]]
 
 def _ladder(run: Run, targets: Sequence[str]) -> _Ladder:
     # a teacher that was asked before the run may know nothing of the test split: then it is no rung
-    there = [name for name in ("teacher", "student_alone", "student") if _predicts(run, name)]
+    there = [name for name in (*wanted(run), "student_alone", "student") if _predicts(run, name)]
     teacher = predictions_of(run.made["teacher"]) if "teacher" in there else None
     rows: _Ladder = []
     for name in there:
@@ -150,9 +147,9 @@ def _row(
 def _paired(ladder: _Ladder) -> list[Paired]:
     floats = {entry.rung: found for entry, found in ladder if entry.target is None}
     rows = []
-    for a, b in (("teacher", "student"), ("student_alone", "student")):
-        if a in floats and b in floats:
-            rows.append(paired((a, floats[a]), (b, floats[b])))
+    for name, found in floats.items():
+        if name != "student" and "student" in floats:
+            rows.append(paired((name, found), ("student", floats["student"])))
     for target in dict.fromkeys(entry.target for entry, _ in ladder if entry.target):
         own = {entry.rung: found for entry, found in ladder if entry.target == target} | {
             name: found for name, found in floats.items() if name == "student"
@@ -172,69 +169,6 @@ def _paired(ladder: _Ladder) -> list[Paired]:
 
 def _label(name: str, target: str, benches: dict[str, Any]) -> str:
     return name if len(benches) == 1 else f"{name} {target}"
-
-
-def latency_rows(target: str, bench: dict[str, Any]) -> list[Latency]:
-    """The report's latency rows of one bench record."""
-    rows = []
-    for name, values in bench["latency"].items():
-        cold = bench["cold"].get(name) or {}
-        shared = {key: values[key] for key in Latency.model_fields if key in values}
-        rows.append(
-            Latency(
-                **shared,
-                rung=name,
-                target=target,
-                device=bench["device"],
-                runtime=bench["runtime"],
-                threads=bench["threads"],
-                batch=bench["batch"],
-                cold_ms=cold.get("cold_ms"),
-                first_ms=cold.get("first_ms"),
-                reason=Measured.model_validate(values).reason,
-            )
-        )
-    return rows
-
-
-def _int8_vs_float(target: str, bench: dict[str, Any]) -> list[Int8VsFloat]:
-    if bench["ratio"] is None:
-        return []
-    return [
-        Int8VsFloat(
-            target=target,
-            device=bench["device"],
-            speedup=bench["ratio"]["speedup"],
-            ci95=tuple(bench["ratio"]["ci95"]),
-            slow_ops=bench["slow_ops"],
-        )
-    ]
-
-
-def mobile_rows(target: str, bench: dict[str, Any]) -> list[Mobile]:
-    """Cold start and memory of one bench record."""
-    return [
-        Mobile(
-            rung=name,
-            target=target,
-            device=bench["device"],
-            cold_ms=cold["cold_ms"],
-            first_ms=cold["first_ms"],
-            peak_memory_mib=round(cold["peak_bytes"] / 2**20, 1),
-            size_bytes=bench["sizes"][name],
-        )
-        for name, cold in bench["cold"].items()
-    ]
-
-
-def operator_rows(target: str, bench: dict[str, Any]) -> list[Operator]:
-    """Operator times of one bench record."""
-    wanted = set(Operator.model_fields)
-    return [
-        Operator(rung=name, target=target, **{key: value for key, value in one.items() if key in wanted})
-        for name, operators in bench["operators"].items()
-        for one in operators
-    ]
 
 
 def _curves(name: str, artifact: Artifact) -> list[Curve]:
