@@ -37,7 +37,12 @@ from edgekd.taps import Tapped, TupleOutputs
 from edgekd.targets._base import Numerics
 
 TARGETS = CATALOGS["targets"].names()
-FAMILIES = sorted(set(CATALOGS["models"].names()) - {"timm", "torchvision"})
+_MEMBERS = {name: CATALOGS["models"].load(name).member for name in CATALOGS["models"].names()}
+FAMILIES = sorted(
+    name
+    for name, one in _MEMBERS.items()
+    if not (one.takes_argument or one.ready_made or one.needs_teacher_network)  # what is built from options alone
+)
 X86 = "onnxruntime_x86"
 
 
