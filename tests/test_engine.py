@@ -275,6 +275,7 @@ def test_old_checkpoint_stays_when_the_disk_refuses(tmp_path):
     assert fit(alone(), batches(), **options).resumed_at == 1
 
 
+@pytest.mark.slow
 def test_run_goes_on_when_the_process_was_killed(tmp_path):
     script = f"""
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -49,6 +49,7 @@ def record_of(module: ModuleType, out: Path, *arguments: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 def test_latency_record_has_paired_ratios_and_goals(script: Any, tmp_path: Path) -> None:
     module = script("latency_vs_onnxruntime")
     sizes = ("--pairs", "12", "--blocks", "3", "--warmup-seconds", "0.1")

@@ -52,12 +52,6 @@ def test_learned_ranges_that_stand_still_are_traced() -> None:
     assert torch.equal(trace(graph)(inputs)[0], graph(inputs)[0])
 
 
-def test_nothing_breaks_the_traced_graph() -> None:
-    for phase in ("track", "learn", "frozen"):
-        explained = cast(Any, torch._dynamo).explain(prepared(ASYMMETRIC, cast(Phase, phase)))(normal(4, 3, 8, 8))
-        assert explained.graph_break_count == 0, explained.break_reasons
-
-
 @pytest.mark.parametrize("operator", [_compiled.once, lambda numbers: _compiled.after(numbers, numbers[0])])
 def test_barriers_change_nothing(operator: Callable[[Tensor], Tensor]) -> None:
     numbers = normal(6)

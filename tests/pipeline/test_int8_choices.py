@@ -51,6 +51,7 @@ def logits(folder: Path, stage: str) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 def test_one_training_serves_every_target_whose_grid_holds_its_codes(folder: Path) -> None:
     report = run(
         folder, until="export", export={"targets": ["onnxruntime_x86", "onnxruntime_arm"], "min_agreement": 0.99}
@@ -75,6 +76,7 @@ def test_another_grid_takes_the_weights_and_calibrates_when_asked(folder: Path) 
     assert "tensorrt: the weights were trained for onnxruntime_x86, the ranges calibrated here." in report["notes"]
 
 
+@pytest.mark.slow
 def test_layers_named_in_the_recipe_stay_float_and_are_listed_as_chosen(folder: Path) -> None:
     report = run(folder, quantize={"mode": "ptq", "float_layers": ["layer2", "conv1"]})
     (fusion,) = report["fusion"]
@@ -90,6 +92,7 @@ def test_a_layer_that_does_not_exist_is_refused_before_the_work(tmp_path: Path) 
     assert not list((tmp_path / "run").glob("teacher-*"))
 
 
+@pytest.mark.slow
 def test_a_drop_that_holds_puts_nothing_back(folder: Path) -> None:
     report = run(folder, until="quantize", quantize={"mode": "ptq", "max_drop": 0.5})
     assert manifest(folder, "mixed-onnxruntime_x86")["metrics"]["float_layers"] == []
