@@ -32,7 +32,7 @@ def main() -> int:
         "tensorrt": engine_block(_read("tensorrt_engines")),
         "quantization": "\n\n".join(student_block(name, title) for name, title in STUDENTS.items()),
         "families": families.table(_read("quantization_families")),
-        "methods": methods_block(_read("methods")),
+        "methods": "\n\n".join(methods_block(_read(path.stem)) for path in sorted(RESULTS.glob("methods*.json"))),
         "calibration": calibration_block(_read("calibration"), [_read("qat_step"), _read("qat_step_compiled")]),
     }
     for name, block in blocks.items():
@@ -126,8 +126,9 @@ def methods_block(record: dict[str, Any]) -> str:
             f"{row['seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    teachers = ", ".join(f"{100 * one:.2f}" for one in record["teachers_test_accuracy"])
-    return "\n".join([*lines, "", f"Teachers: {teachers} %. Seconds of one core, int8 included."])
+    teachers = ", ".join(f"{100 * one:.2f} %" for one in record["teachers_test_accuracy"])
+    pair = f"{record['teacher']} ({teachers}), to {record['student']}"
+    return "\n".join([f"{pair[0].upper()}{pair[1:]}:", "", *lines])
 
 
 def _points(found: dict[str, Any]) -> str:

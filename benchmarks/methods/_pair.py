@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from _networks import target
 from _rows import Row
+from _transformer import Transformer
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -26,7 +27,7 @@ from edgekd.recipe import AugmentSettings, ComputeSettings, TrainSettings
 from edgekd.taps import TupleOutputs, logits_of
 from edgekd.weights import load_weights, save_weights
 
-__all__ = ["Pair", "distilled"]
+__all__ = ["Pair", "TransformerPair", "distilled"]
 
 _SIZE, _CLASSES = 14, 10
 _AUGMENT = AugmentSettings(crop=1, flip=True)
@@ -121,6 +122,34 @@ class Pair:
         """What a method may use."""
         split = Split(self.data.train.labels, _CLASSES)
         return Context(split, lambda index: self.student(1000 * index + seed))
+
+
+class TransformerPair(Pair):
+    """The same data and budget; a transformer of four layers teaches one of two, half as wide."""
+
+    def __init__(self, keep: Path, *, images: int, epochs: int, teacher_epochs: int) -> None:
+        super().__init__(keep, images=images, epochs=epochs, teacher_epochs=teacher_epochs)
+        adamw = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01}
+        self.train, self.teacher_train = (one.model_copy(update=adamw) for one in (self.train, self.teacher_train))
+
+    def student(self, seed: int) -> nn.Module:
+        """A fresh student."""
+        torch.manual_seed(seed)
+        return Transformer(32, 2, size=_SIZE, classes=_CLASSES)
+
+    def teachers(self, count: int) -> list[nn.Module]:
+        """One teacher, whatever the count asks beyond it."""
+        torch.manual_seed(0)
+        network = Transformer(64, 4, size=_SIZE, classes=_CLASSES)
+        return [self._kept("transformer", network, 0)][:count]
+
+    def facts(self) -> dict[str, Any]:
+        """What every row has in common."""
+        names = {
+            "teacher": f"transformer, 4 layers of width 64, trained on {len(self.all_data.train)} images",
+            "student": "transformer, 2 layers of width 32",
+        }
+        return super().facts() | names
 
 
 def distilled(pair: Pair, row: Row, seed: int) -> dict[str, Any]:

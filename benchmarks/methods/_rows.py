@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BASELINE", "PLAIN_KD", "ROWS", "Row"]
+__all__ = ["BASELINE", "PLAIN_KD", "ROWS", "TRANSFORMER_ROWS", "Row"]
 
 BASELINE, PLAIN_KD = "student_alone", "kd"
 
@@ -106,3 +106,27 @@ ROWS: dict[str, Row] = {
     **{f"{name} + kd": Row("features with kd", (_LESS_LABELS, _KD, loss)) for name, loss in _SINGLE.items()},
     **_METHODS,
 }
+
+_LAYERS = {"student_layers": 2, "teacher_layers": 4}
+_TOKENS: dict[str, LossRow] = {
+    "hidden_states": ("hidden_states", 1.0, {"student_taps": ["layers.{}"], "teacher_taps": ["layers.{}"], **_LAYERS}),
+    "attention_maps": (
+        "attention_maps",
+        1.0,
+        # the squared difference of probabilities is tiny beside the labels; the published weight is of raw scores
+        {
+            "student_taps": ["layers.{}.attention"],
+            "teacher_taps": ["layers.{}.attention"],
+            "distance": "kl",
+            **_LAYERS,
+        },
+    ),
+    "minilm": ("minilm", 1.0, {"student_taps": ["layers.1.qkv"], "teacher_taps": ["layers.3.qkv"], "heads": 2}),
+}
+TRANSFORMER_ROWS: dict[str, Row] = {
+    BASELINE: Row("baseline", (_LABELS,), "alone", teachers=0),
+    PLAIN_KD: Row("logits", (_LESS_LABELS, _KD)),
+    **{name: Row("transformer", (_LABELS, loss)) for name, loss in _TOKENS.items()},
+    **{f"{name} + kd": Row("transformer with kd", (_LESS_LABELS, _KD, loss)) for name, loss in _TOKENS.items()},
+}
+"""The losses that only transformers have layers for."""

@@ -23,11 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from _pair import Pair, distilled
+from _pair import Pair, TransformerPair, distilled
 from _record import RESULTS, write
-from _rows import BASELINE, PLAIN_KD, ROWS
+from _rows import BASELINE, PLAIN_KD, ROWS, TRANSFORMER_ROWS, Row
 
 NAME = "methods/compare"
+_PAIRS = {"convolutions": (Pair, ROWS), "transformers": (TransformerPair, TRANSFORMER_ROWS)}
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
@@ -36,12 +37,13 @@ def main(argv: Sequence[str]) -> Path | None:
     options = parsed(argv)
     torch.set_num_threads(1)
     options.keep.mkdir(parents=True, exist_ok=True)
-    pair = Pair(options.keep, images=options.images, epochs=options.epochs, teacher_epochs=options.teacher_epochs)
+    kind, rows = _PAIRS[options.pair]
+    pair = kind(options.keep, images=options.images, epochs=options.epochs, teacher_epochs=options.teacher_epochs)
     for seed in options.train_seeds:
         for name in options.rows:
             kept = _place(options.keep, name, seed)
             if not kept.exists():
-                kept.write_text(json.dumps(_attempt(pair, name, seed)), encoding="utf-8")
+                kept.write_text(json.dumps(_attempt(pair, rows[name], name, seed)), encoding="utf-8")
     missing = [(name, seed) for name in options.rows for seed in options.seeds if not _found(options.keep, name, seed)]
     if missing:
         print(f"{len(missing)} of {len(options.rows) * len(options.seeds)} trainings are still to be made")
@@ -49,26 +51,29 @@ def main(argv: Sequence[str]) -> Path | None:
     if not {BASELINE, PLAIN_KD} <= set(options.rows):
         print(f"nothing is written without {BASELINE} and {PLAIN_KD}, which all others are held against")
         return None
-    results = {**pair.facts(), "n": len(options.seeds), "rows": table(options.keep, options.rows, options.seeds)}
-    shown = ["--epochs", str(options.epochs), "--images", str(options.images)]
-    return write(options.out, name=NAME, seed=0, argv=shown, results=results)
+    made = table(options.keep, {name: rows[name] for name in options.rows}, options.seeds)
+    results = {**pair.facts(), "n": len(options.seeds), "rows": made}
+    numbers = {"epochs": options.epochs, "teacher-epochs": options.teacher_epochs, "images": options.images}
+    shown = ["--pair", options.pair, *(word for key, value in numbers.items() for word in (f"--{key}", str(value)))]
+    out = options.out or RESULTS / ("methods.json" if options.pair == "convolutions" else "methods_transformers.json")
+    return write(out, name=NAME, seed=0, argv=shown, results=results)
 
 
-def _attempt(pair: Pair, name: str, seed: int) -> dict[str, Any]:
+def _attempt(pair: Pair, row: Row, name: str, seed: int) -> dict[str, Any]:
     started = time.process_time()
-    found = distilled(pair, ROWS[name], seed)
+    found = distilled(pair, row, seed)
     found["seconds"] = time.process_time() - started
     print(f"{name} {seed}: {found['float']:.4f} {found['int8']:.4f} {found['seconds']:.0f} s", flush=True)
     return found
 
 
-def table(keep: Path, rows: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def table(keep: Path, rows: Mapping[str, Row], seeds: Sequence[int]) -> dict[str, Any]:
     """Each row's mean, deviation and paired differences over the seeds, in points."""
     found = {name: [json.loads(_place(keep, name, seed).read_text()) for seed in seeds] for name in rows}
     result = {}
     for name, runs in found.items():
-        entry: dict[str, Any] = {"group": ROWS[name].group, "method": ROWS[name].method}
-        entry["losses"] = [[loss, weight, dict(options)] for loss, weight, options in ROWS[name].losses]
+        entry: dict[str, Any] = {"group": rows[name].group, "method": rows[name].method}
+        entry["losses"] = [[loss, weight, dict(options)] for loss, weight, options in rows[name].losses]
         for rung in ("float", "int8_ptq", "int8"):
             values = [100 * run[rung] for run in runs]
             entry[rung] = {"mean": statistics.mean(values), "sd": statistics.stdev(values), "seeds": values}
@@ -100,15 +105,23 @@ def _found(keep: Path, name: str, seed: int) -> bool:
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--pair", choices=list(_PAIRS), default="convolutions")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all of the pair's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train-seeds", nargs="*", type=int, help="those that this process trains; default: all")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--teacher-epochs", type=int, default=4)
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--keep", type=Path, default=Path("runs/methods"), help="folder of what is done")
-    parser.add_argument("--out", type=Path, default=RESULTS / "methods.json")
+    parser.add_argument("--keep", type=Path, help="folder of what is done; runs/methods, and one for each other pair")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
+    known = list(_PAIRS[options.pair][1])
+    options.rows = options.rows or known
+    if unknown := set(options.rows) - set(known):
+        parser.error(f"no such rows of this pair: {', '.join(sorted(unknown))}")
+    options.keep = options.keep or Path(
+        "runs/methods" if options.pair == "convolutions" else "runs/methods_transformers"
+    )
     options.train_seeds = options.seeds if options.train_seeds is None else options.train_seeds
     return options
 
