@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-from edgekd._preparing import quiet
+from edgekd._quiet import quiet
 from edgekd.calibration._fake_quantize import set_phase
 from edgekd.targets._annotate import is_weighted
 from edgekd.targets._base import Numerics

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -13,6 +11,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgekd._plans import Mixtures
+from edgekd._quiet import quiet
 from edgekd.targets._base import Numerics
 from edgekd.targets._groups import behind_quantizers
 
@@ -36,7 +35,7 @@ def floated(graph: GraphModule, float_layers: Collection[str], *, numerics: Nume
     """
     mixtures = Mixtures(graph, numerics=numerics)
     edges, outputs = mixtures.kept(mixtures.plan(float_layers))
-    with _quiet():
+    with quiet():
         twin = copy.deepcopy(graph)
     for reader in twin.graph.nodes:
         for read in reader.all_input_nodes if reader.op != "call_module" else ():
@@ -60,7 +59,7 @@ def float_twin(graph: GraphModule, *, numerics: Numerics) -> GraphModule:
     rewritten = Graph()
     logits = rewritten.graph_copy(plain.graph, copies)
     rewritten.output(logits[0])  # type: ignore[index]
-    with _quiet():
+    with quiet():
         return copy.deepcopy(GraphModule(plain, rewritten))
 
 
@@ -91,11 +90,3 @@ def _drop_quantizers(graph: GraphModule) -> None:
 
 def _is_quantizer(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith("activation_post_process")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide warnings of torch's own making about its own deprecations."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

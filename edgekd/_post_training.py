@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from edgekd._preparing import apply, corrected_network, folded, quiet, sqnr_db, with_quantizers
+from edgekd._preparing import apply, corrected_network, folded, sqnr_db, with_quantizers
+from edgekd._quiet import quiet
 from edgekd._recalled import Memory, graph_hash, observed, recalled
 from edgekd.calibration._base import Calibrator
 from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers, set_phase

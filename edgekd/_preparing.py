@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgekd._folding import fold_batch_norm
 from edgekd._normal_form import normalise
+from edgekd._quiet import quiet
 from edgekd.calibration._base import Calibrator
 from edgekd.calibration._fake_quantize import set_phase
 from edgekd.corrections._base import Context, Correction, Stage
@@ -32,7 +31,6 @@ __all__ = [
     "faithful_db",
     "folded",
     "prepare",
-    "quiet",
     "sqnr_db",
     "with_quantizers",
 ]
@@ -194,11 +192,3 @@ def sqnr_db(reference: Tensor, other: Tensor) -> float:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide warnings of torch's own making about its own deprecations."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -26,6 +26,7 @@ SHARED = {
     "edgekd.augment",
     "edgekd.batches",
     "edgekd.weights",
+    "edgekd._quiet",  # models and operations
     "edgekd._files",  # weights and the engine's checkpoint
     "edgekd.artifact",
     "edgekd._sealing",  # artifact

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgekd._quiet import quiet
 from edgekd.errors import MismatchError, ModelFileError
 from edgekd.models._ready_made import ReadyMade, ReadyNetwork, check_classes, check_input, check_shape, file_of
 from edgekd.models._ready_made import in_pieces as fed
@@ -53,7 +50,7 @@ class _Program(ReadyNetwork):
     def __init__(self, path: Path, classes: int, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self._where, self._classes, self._shape = str(path), classes, input_shape
-        with _quiet():
+        with quiet("torch.export"):
             exported = _loaded(path)
             _refuse_training(exported, self._where)
             shape = _input_shape(exported, self._where)
@@ -126,17 +123,3 @@ def _refuse_training(exported: torch.export.ExportedProgram, where: str) -> None
 
 def _several(result: object) -> bool:
     return isinstance(result, (tuple, list)) and len(result) > 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide torch's own warnings while it reads: what is wrong comes as an error."""
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

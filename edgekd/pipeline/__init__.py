@@ -14,6 +14,7 @@ from edgekd.errors import ArtifactError
 from edgekd.pipeline._bench_file import bench_file
 from edgekd.pipeline._check import plan, ready
 from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
+from edgekd.pipeline._float_stages import mentor_stages, student_stages
 from edgekd.pipeline._grid import MOST, Combination, combinations, read_grid
 from edgekd.pipeline._quality import quality_stage
 from edgekd.pipeline._quantize_file import FileQuantization, quantize_file
@@ -22,7 +23,6 @@ from edgekd.pipeline._reporting import assemble
 from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
 from edgekd.pipeline._shipping import bench_stage, export_stage
 from edgekd.pipeline._sweep import SweepResult, check_sweep, sweep
-from edgekd.pipeline._training import mentor_stages, student_stages
 from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
 

@@ -18,9 +18,10 @@ from edgekd.errors import ArtifactError, TrainingDiverged, UsageError
 from edgekd.evaluate import accuracy, agreement, paired
 from edgekd.pipeline._check import ready
 from edgekd.pipeline._claim import claimed, write_whole_text
+from edgekd.pipeline._float_stages import mentor_stages, student_stages
 from edgekd.pipeline._grid import Combination, Grid
 from edgekd.pipeline._run import Run, Silent, Watcher
-from edgekd.pipeline._training import PREDICTIONS, history_of, mentor_stages, predictions_of, student_stages
+from edgekd.pipeline._training import PREDICTIONS, history_of, predictions_of
 from edgekd.recipe import Recipe
 from edgekd.report import render_sweep_markdown, sweep_to_json
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from edgekd._quiet import quiet
 from edgekd.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def onnx_from_torch(
     module = module if isinstance(module, GraphModule) else copy.deepcopy(module).eval()
     example = example[:1].expand(2, *example.shape[1:]).contiguous() if len(example) < 2 else example
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    with _quiet():
+    with quiet("torch.onnx"):
         try:
             program = torch.onnx.export(
                 module,
@@ -94,17 +92,3 @@ def _strip(model: onnx.ModelProto) -> None:
         value.doc_string = ""
     model.graph.ClearField("metadata_props")
     model.graph.doc_string = ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the exporter's notes about packages that it does not need and its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

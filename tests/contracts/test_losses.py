@@ -11,14 +11,11 @@ A loss that needs more than two feature maps says so beside its own tests, in `t
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from cases import case
 from torch import Tensor
 
 from edgekd.catalog import CATALOGS
@@ -35,30 +32,16 @@ def member(name: str) -> type[Loss]:
     return CATALOGS["losses"].load(name).member
 
 
-@cache
-def case(name: str) -> dict[str, Any]:
-    """What `case_<name>.py` says, if it is there."""
-    path = Path(__file__).parents[1] / "losses" / f"case_{name}.py"
-    if not path.is_file():
-        return {}
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return vars(module)
-
-
 def values_for(name: str) -> dict[str, object]:
     """Options for any loss: taps are told by their names."""
     fields = member(name).Options.model_fields
     values: dict[str, object] = {option: ["wide", "small"] for option in fields if option.endswith("_taps")}
     values |= {option: "wide" for option in fields if option.endswith("_tap")}
-    return values | case(name).get("OPTIONS", {})
+    return values | case("losses", name).get("OPTIONS", {})
 
 
 def changed(name: str, option: str, value: object) -> object:
-    changes = case(name).get("CHANGES", {})
+    changes = case("losses", name).get("CHANGES", {})
     if option in changes:
         return changes[option]
     if option.endswith("_taps"):
@@ -73,8 +56,8 @@ def changed(name: str, option: str, value: object) -> object:
 
 def outputs(name: str, seed: int, *, side: int = 0, batch: int = 5, scale: float = 1.0) -> Outputs:
     """Random outputs of the student (side 0) or the teacher (side 1)."""
-    channels = case(name).get("CHANNELS", (4, 7))[side]
-    taps = case(name).get("TAPS") or {tap: (channels, *size) for tap, size in SIZES.items()}
+    channels = case("losses", name).get("CHANNELS", (4, 7))[side]
+    taps = case("losses", name).get("TAPS") or {tap: (channels, *size) for tap, size in SIZES.items()}
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -94,7 +77,7 @@ def connected(name: str, student: Outputs, teacher: Outputs, **changes: object) 
     loss = member(name)(member(name).Options(**(values_for(name) | changes)))
     loss.split = Split(torch.arange(30) % 3, 3)
     loss.connect(student, teacher if loss.needs_teacher else None)
-    ready: Callable[[Loss], None] | None = case(name).get("PREPARE")
+    ready: Callable[[Loss], None] | None = case("losses", name).get("PREPARE")
     if ready is not None:
         ready(loss)
     return loss
@@ -189,7 +172,7 @@ def test_loss_is_zero_and_flat_when_the_student_equals_the_teacher(name):
     teacher = outputs(name, 1)
     student = mapped(teacher, lambda one: one.detach().clone().requires_grad_())
     loss = connected(name, student, teacher)
-    settle: Callable[[Loss], None] | None = case(name).get("SETTLE")
+    settle: Callable[[Loss], None] | None = case("losses", name).get("SETTLE")
     if settle is not None:
         settle(loss)
     value = loss(step(student, teacher))
@@ -214,7 +197,7 @@ def test_every_option_changes_the_loss(name):
 def test_taps_named_in_options_are_the_taps_read(name):
     loss = connected(name, outputs(name, 0), outputs(name, 1, side=1))
     fields = member(name).Options.model_fields
-    known = case(name).get("TAPS", SIZES)
+    known = case("losses", name).get("TAPS", SIZES)
     assert bool(loss.student_taps()) == any(option.startswith("student_tap") for option in fields)
     assert bool(loss.teacher_taps()) == any(option.startswith("teacher_tap") for option in fields)
     assert set(loss.student_taps()) | set(loss.teacher_taps()) <= set(known)

@@ -8,13 +8,10 @@ A method with options that it cannot do without says them in `tests/methods/case
 from __future__ import annotations
 
 import copy
-import importlib.util
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from cases import case
 from torch import nn
 
 from edgekd.catalog import CATALOGS
@@ -40,25 +37,13 @@ def losses() -> list[WeightedLoss]:
     ]
 
 
-@cache
-def case(name: str) -> dict[str, Any]:
-    """What `case_<name>.py` says, if it is there."""
-    path = Path(__file__).parents[1] / "methods" / f"case_{name}.py"
-    if not path.is_file():
-        return {}
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return vars(module)
-
-
 def made(name: str, student: nn.Module) -> Method:
     member = CATALOGS["methods"].load(name).member
-    teachers = [network(8) for _ in range(case(name).get("TEACHERS", 1))] if member.needs_teacher else []
+    teachers = [network(8) for _ in range(case("methods", name).get("TEACHERS", 1))] if member.needs_teacher else []
     context = Context(Split(torch.arange(12) % 3, 3), lambda index: network(4))
-    method: Method = member(student, teachers, losses(), member.Options(**case(name).get("OPTIONS", {})), context)
+    method: Method = member(
+        student, teachers, losses(), member.Options(**case("methods", name).get("OPTIONS", {})), context
+    )
     return method
 
 

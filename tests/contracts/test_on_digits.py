@@ -7,7 +7,6 @@ joins; every other one is given two layers of `tiny`.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from cases import case
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -62,19 +62,6 @@ class Transformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.layers(self.patches(images).flatten(2).transpose(1, 2)).mean(dim=1)))
-
-
-@cache
-def case(folder: str, name: str) -> dict[str, Any]:
-    path = Path(__file__).parents[1] / folder / f"case_{name}.py"
-    if not path.is_file():
-        return {}
-    spec = importlib.util.spec_from_file_location(f"digits_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return vars(module)
 
 
 @cache
