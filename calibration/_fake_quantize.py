@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torchao.quantization.pt2e import FakeQuantizeBase
 
@@ -192,8 +193,9 @@ class ActivationQuantizer(_Quantizer):
 
     def _track(self, values: Tensor) -> None:
         # not aminmax: it has vector instructions for one memory layout only
-        self.minimum.lerp_(values.amin().float().clamp(max=0.0) * self.ratio[0], _AVERAGING)
-        self.maximum.lerp_(values.amax().float().clamp(min=0.0) * self.ratio[1], _AVERAGING)
+        low, high = _over_processes(values.amin().float(), values.amax().float())
+        self.minimum.lerp_(low.clamp(max=0.0) * self.ratio[0], _AVERAGING)
+        self.maximum.lerp_(high.clamp(min=0.0) * self.ratio[1], _AVERAGING)
 
     def _learned(self, values: Tensor, gain: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         start, _ = self.grid.parameters(self.minimum, self.maximum)
@@ -204,6 +206,15 @@ class ActivationQuantizer(_Quantizer):
             return _compiled.learned(values, gain, self.shift, (scale, zero_point), (low, high), weight, top)
         used = Range(float(scale), int(zero_point), low, high, float(start), top)
         return learned_tensor(values, gain, self.shift, used)
+
+
+def _over_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The extremes of the whole batch, where several processes share it: the range is one, as in one process."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return low, high
+    both = torch.stack([-low, high])
+    torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
+    return -both[0], both[1]
 
 
 class WeightQuantizer(_Quantizer):

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from edgekd._ledger import TermMean
+from edgekd._step_clock import StepProfile
+from edgekd._sampling import ALL, Share
+from edgekd.errors import TrainingDiverged
 from edgekd.methods._base import Term
 from edgekd.spec import Frozen
 
-__all__ = ["BatchSource", "EpochRecord", "FitResult", "Hooks", "RawBatch", "Tick", "set_training"]
+__all__ = [
+    "BatchSource",
+    "CompileTrial",
+    "EpochRecord",
+    "FitResult",
+    "Hooks",
+    "RawBatch",
+    "Tick",
+    "check_weights",
+    "set_training",
+]
 
 
 class RawBatch(Protocol):
@@ -33,6 +47,11 @@ class RawBatch(Protocol):
         """Indices in the training split, shape (B,)."""
         ...
 
+    @property
+    def total(self) -> int:
+        """Rows of the whole batch, over all processes."""
+        ...
+
 
 class BatchSource(Protocol):
     """Training batches by epoch: the same epoch gives the same batches, whatever was asked before."""
@@ -41,8 +60,8 @@ class BatchSource(Protocol):
         """Steps of one epoch."""
         ...
 
-    def epoch(self, epoch: int, /) -> Iterator[RawBatch]:
-        """The batches of one epoch (0-based), len() of them."""
+    def epoch(self, epoch: int, /, *, start: int = 0, share: Share = ALL) -> Iterator[RawBatch]:
+        """The batches of one epoch (0-based), from number `start` to the last; of each, this process's rows."""
         ...
 
 
@@ -56,6 +75,7 @@ class EpochRecord(Frozen):
         lr: learning rate of the last step.
         val: the metric of `evaluate`, if one was given.
         seconds: training and evaluation.
+        profile: where the steps' time went, of those that this process made since it began; None if none.
     """
 
     epoch: int
@@ -64,6 +84,25 @@ class EpochRecord(Frozen):
     lr: float
     val: float | None
     seconds: float
+    profile: StepProfile | None = None
+
+
+class CompileTrial(Frozen):
+    """What a compiled step gains over a plain one, timed before training on this machine.
+
+    Args:
+        plain_ms: one step, forward and backward, median.
+        compiled_ms: the same, compiled; None where compiling failed.
+        compile_s: seconds until the first compiled steps were through.
+        kept: training goes on compiled: it is faster, and pays for the compiling within this training.
+        reason: why, or what failed.
+    """
+
+    plain_ms: float
+    compiled_ms: float | None
+    compile_s: float
+    kept: bool
+    reason: str
 
 
 class FitResult(Frozen):
@@ -74,25 +113,56 @@ class FitResult(Frozen):
         steps: optimizer steps of the whole training.
         averaged: the weights are the moving average at the last epoch's end.
         resumed_at: the epoch this call started with; 0 for a run from the start.
-        best_epoch: where `val` was highest, for information: the weights are never picked by it.
+        resumed_step: the step this call started with, over all epochs; 0 for a run from the start.
+        best_epoch: where `val` was highest; the weights are of that epoch if the settings say keep = "best".
+        kept: "last" or "best": which epoch's weights these are.
+        compiled: what torch.compile was found to gain; None where it was not asked for.
+        profile: where the time of a step went in this call; None if it made no step.
     """
 
     history: list[EpochRecord]
     steps: int
     averaged: bool
     resumed_at: int
+    resumed_step: int = 0
     best_epoch: int | None
+    kept: Literal["last", "best"] = "last"
+    compiled: CompileTrial | None = None
+    profile: StepProfile | None = None
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress after one step: `step` of `steps` are done (over all epochs); `loss` is the latest known."""
+    """Progress after one step: `step` of `steps` are done (over all epochs); `loss` is the latest known.
+
+    Args:
+        step, steps, epoch, epochs: 1-based step, 0-based epoch.
+        loss: the latest known weighted sum.
+        lr: of this step.
+        images_per_s: over all processes, smoothed over the last steps; None at the first.
+    """
 
     step: int
     steps: int
     epoch: int
     epochs: int
     loss: float | None
+    lr: float = 0.0
+    images_per_s: float | None = None
+
+
+def check_weights(module: nn.Module, *, epoch: int, step: int, told: str) -> None:
+    """Refuse weights that are no numbers: the last update of an epoch is not followed by a loss that would show it.
+
+    Raises:
+        TrainingDiverged: names the weight.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingDiverged(
+                f"Training diverged at step {step} (epoch {epoch + 1}): weight '{name}' is not finite. {told} Lower the"
+                " learning rate, or set clip_grad_norm."
+            )
 
 
 def set_training(module: nn.Module, training: bool) -> None:

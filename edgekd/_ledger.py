@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgekd.errors import TrainingDiverged
 from edgekd.methods._base import Term
 from edgekd.spec import Frozen
 
-__all__ = ["Ledger", "TermMean"]
+__all__ = ["Diverged", "Ledger", "TermMean"]
 
 
 class TermMean(Frozen):
@@ -21,20 +21,34 @@ class TermMean(Frozen):
     weighted: float
 
 
+class Diverged(Exception):
+    """A term was no number; the training loop says more about it.
+
+    Args:
+        step: 0-based, over the whole training.
+        term: its name.
+        value: NaN or an infinity.
+    """
+
+    def __init__(self, step: int, term: str, value: float) -> None:
+        super().__init__(term)
+        self.step, self.term, self.value = step, term, value
+
+
 class Ledger:
-    """Collects the terms of each step and reads them every `interval` steps.
+    """Collects the terms of each step; its user reads them every `interval` steps.
 
     Reading a value makes the processor wait for an accelerator, so there it happens seldom; the step that
     went wrong is named all the same.
 
     Args:
         interval: steps between two looks at the values.
-        kept: what to say about the checkpoint when training diverges.
+        over_processes: the mean over processes of what one of them has; None where there is one.
     """
 
-    def __init__(self, *, interval: int, kept: str) -> None:
-        self._interval = interval
-        self.kept = kept
+    def __init__(self, *, interval: int, over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.interval = interval
+        self._over_processes = over_processes
         self._names: tuple[str, ...] = ()
         self._weights: list[float] = []
         self._waiting: list[tuple[int, Tensor]] = []
@@ -42,41 +56,50 @@ class Ledger:
         self._count = 0
         self.last_loss: float | None = None
 
-    def add(self, terms: Mapping[str, Term], *, step: int, epoch: int) -> None:
+    @property
+    def due(self) -> bool:
+        """So many steps wait that it is time to look."""
+        return len(self._waiting) >= self.interval
+
+    def add(self, terms: Mapping[str, Term], *, step: int) -> None:
         """Note the terms of one step.
 
         Args:
             terms: by name; the same names in every step of an epoch.
             step: 0-based, over the whole training.
-            epoch: 0-based.
-
-        Raises:
-            TrainingDiverged: a term of this step, or of one since the last look, is NaN or infinite.
         """
         self._names = tuple(terms)
         self._weights = [term.weight for term in terms.values()]
         self._waiting.append((step, torch.stack([term.value.detach().float() for term in terms.values()])))
-        if len(self._waiting) >= self._interval:
-            self.read(epoch=epoch)
 
-    def read(self, *, epoch: int) -> None:
-        """Look at every step since the last look; see `add`."""
+    def read(self) -> None:
+        """Look at every step since the last look.
+
+        Raises:
+            Diverged: a term of one of them is NaN or infinite.
+        """
         if not self._waiting:
             return
-        values = torch.stack([value for _, value in self._waiting]).cpu()
+        stacked = torch.stack([value for _, value in self._waiting])
+        values = (stacked if self._over_processes is None else self._over_processes(stacked)).cpu()
         finite = torch.isfinite(values)
         if not bool(finite.all()):
             row, column = (int(index) for index in (~finite).nonzero()[0])
-            raise TrainingDiverged(
-                f"Training diverged at step {self._waiting[row][0] + 1} (epoch {epoch + 1}): loss term"
-                f" '{self._names[column]}' is {values[row, column].item()}. {self.kept}"
-                " Lower the learning rate, warm up for longer, or set clip_grad_norm."
-            )
+            raise Diverged(self._waiting[row][0], self._names[column], values[row, column].item())
         doubles = values.double()
         self._sums = doubles.sum(0) if self._count == 0 else self._sums + doubles.sum(0)
         self._count += len(values)
         self.last_loss = float((doubles[-1] * torch.tensor(self._weights, dtype=torch.float64)).sum())
         self._waiting.clear()
+
+    def state(self) -> dict[str, Any]:
+        """The sums of an epoch that is not over, for `load`; look at all steps first."""
+        return {"names": list(self._names), "weights": self._weights, "sums": self._sums, "count": self._count}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sums of `state`."""
+        self._names, self._weights = tuple(state["names"]), list(state["weights"])
+        self._sums, self._count = state["sums"].clone(), int(state["count"])
 
     def close_epoch(self) -> dict[str, TermMean]:
         """The means since the last call, and start again."""

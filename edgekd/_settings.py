@@ -6,10 +6,20 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edgekd._settings_training import (
+    AugmentSettings,
+    CacheSettings,
+    ComputeSettings,
+    Section,
+    TrainSettings,
+    WatchSettings,
+)
+
 __all__ = [
     "AssistantSettings",
     "AugmentSettings",
     "BenchSettings",
+    "CacheSettings",
     "ComputeSettings",
     "CorrectionSettings",
     "DataSettings",
@@ -24,13 +34,8 @@ __all__ = [
     "TeacherSettings",
     "TensorRTSettings",
     "TrainSettings",
+    "WatchSettings",
 ]
-
-
-class Section(BaseModel):
-    """A table of the recipe: unknown keys and values of another type are problems."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class _Member(BaseModel):
@@ -44,23 +49,6 @@ class _Member(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ComputeSettings(Section):
-    """Where and how training computes."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
-
-
-class AugmentSettings(Section):
-    """Random changes of training batches, seeded per sample and epoch."""
-
-    crop: int = Field(0, ge=0, description="pad by this many pixels on each side, then crop back")
-    flip: bool = Field(False, description="mirror left-right with probability 0.5")
-    cutout: int = Field(0, ge=0, description="side in pixels of one square set to the mean")
-    mixup: float = Field(0.0, ge=0.0, description="alpha of the Beta distribution of the mixing ratio; 0 is off")
-
-
 class DataSettings(_Member):
     """The data set (a member of `edgekd list datasets`), its split and its preprocessing."""
 
@@ -71,25 +59,6 @@ class DataSettings(_Member):
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: AugmentSettings = AugmentSettings()
-
-
-class TrainSettings(Section):
-    """One training run: optimizer, schedule and length."""
-
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=1, description="samples per optimizer step")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(0.1, gt=0.0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0.0, description="not applied to biases and normalisation")
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    milestones: list[float] = Field([0.5, 0.75], description="steps: fractions of training where lr drops")
-    gamma: float = Field(0.1, gt=0.0, le=1.0, description="steps: factor of each drop")
-    warmup_epochs: float = Field(1.0, ge=0.0, description="linear warm-up from 0")
-    clip_grad_norm: float | None = Field(None, gt=0.0)
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    ema_decay: float | None = Field(None, gt=0.0, lt=1.0, description="keep a moving average of the weights")
 
 
 class ModelSettings(_Member):
@@ -131,6 +100,7 @@ class DistillSettings(Section):
     )
     baseline: bool = Field(True, description="train the same student without a teacher too")
     repeats: int = Field(1, ge=1, description="train the student stages with this many seeds; the first goes on")
+    cache: CacheSettings | None = Field(None, description="answer from a cache instead of running the teacher")
     train: TrainSettings = TrainSettings()
 
 
@@ -227,13 +197,13 @@ class FileSettings(Section):
     """How an ONNX file without a recipe is quantized."""
 
     calibrator: str = "mse"
-    calibrator_options: dict[str, Any] = {}
+    calibrator_options: dict[str, Any] = Field({})
     samples: int = Field(512, ge=1)
     selection: Literal["first", "random", "k_center"] = Field(
         "random", description="which samples: k_center spreads them over the model's own outputs"
     )
     reduce_range: bool | Literal["auto"] = "auto"
-    float_layers: list[str] = []
+    float_layers: list[str] = Field([])
     bias_correction: bool = Field(True, description="give back what rounding weights takes from each channel's mean")
     mean: list[float] | None = Field(None, description="per channel, of pixels in [0, 1]; for a folder of images")
     std: list[float] | None = None
@@ -258,6 +228,7 @@ class Recipe(Section):
     quantize: QuantizeSettings = QuantizeSettings()
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()
+    watch: WatchSettings = WatchSettings()
 
     @model_validator(mode="after")
     def _targets_once(self) -> Self:

@@ -18,7 +18,10 @@ from torch import Tensor
 from edgekd.errors import UsageError
 from edgekd.recipe import AugmentSettings
 
-__all__ = ["Augment", "uniforms"]
+__all__ = ["AUGMENT_VERSION", "Augment", "uniforms"]
+
+AUGMENT_VERSION = 1
+"""Changes with what the same draws do to an image: answers that were kept for another version are of other images."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -95,14 +98,63 @@ class Augment:
         Raises:
             UsageError: the crop pads by as much as the image's side or more.
         """
-        asked = self.settings
-        if asked.crop or asked.flip:
-            images = self._moved(images, ids, epoch)
-        if asked.cutout:
-            images = self._cut(images, ids, epoch, fill)
-        if asked.mixup > 0:
-            images, labels = self._mixed(images, labels, ids if mixed_as is None else mixed_as, epoch)
+        images = self.changed(images, ids, epoch=epoch, fill=fill)
+        if self.settings.mixup > 0:
+            drawn = ids if mixed_as is None else mixed_as
+            own, other = torch.arange(len(ids)), self.partners(drawn, epoch=epoch)
+            images, labels = self.mixed((images, labels), drawn, own=own, other=other, epoch=epoch)
         return images, labels
+
+    def changed(self, images: Tensor, ids: Tensor, *, epoch: int, fill: Sequence[float]) -> Tensor:
+        """All but mixup: each image by itself; see `__call__`."""
+        if self.settings.crop or self.settings.flip:
+            images = self._moved(images, ids, epoch)
+        if self.settings.cutout:
+            images = self._cut(images, ids, epoch, fill)
+        return images
+
+    def partners(self, ids: Tensor, *, epoch: int) -> Tensor:
+        """Whom mixup mixes each sample with: positions in `ids`, int64, shape (B,)."""
+        # neighbours in a random order of the samples: a partner for each, nobody its own unless it is alone
+        order = torch.argsort(uniforms(ids, seed=self.seed, epoch=epoch, stream="partner"), stable=True)
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        return partner
+
+    def mixed(
+        self, several: tuple[Tensor, Tensor], ids: Tensor, *, own: Tensor, other: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix rows of images and labels.
+
+        Args:
+            several: images and labels, batch first, same length.
+            ids: samples whose ratios are taken, shape (R,).
+            own: the row of each, shape (R,).
+            other: the row that it is mixed with, shape (R,).
+            epoch: 0-based.
+
+        Returns:
+            R rows of each.
+        """
+        alpha = self.settings.mixup
+        # not `_draw`: every view of a sample is mixed alike
+        share = uniforms(ids, seed=self.seed, epoch=epoch, stream="mixup")
+        # the inverse of the distribution function turns one uniform number into one Beta(alpha, alpha) number exactly
+        ratio = torch.from_numpy(betaincinv(alpha, alpha, share.numpy()))
+        everyone = len(own) == len(several[0])  # then they stand in their order
+        mixed = []
+        for values in several:
+            part = ratio.to(values).view(-1, *[1] * (values.ndim - 1))
+            first = values if everyone else values[own.to(values.device)]
+            mixed.append(part * first + (1 - part) * values[other.to(values.device)])
+        return mixed[0], mixed[1]
+
+    def seeds(self, ids: Tensor, *, epoch: int) -> Tensor:
+        """A number that stands for all draws of a sample's view, int32, shape (B,).
+
+        The draws follow from (seed, epoch, sample); this is a hash of the three, to tell whether two views are one.
+        """
+        return (self._draw(ids, epoch, "view") * 2.0**32 - 2.0**31).floor().to(torch.int32)
 
     def _draw(self, ids: Tensor, epoch: int, stream: str) -> Tensor:
         of_view = f"{stream}, view {self.view}" if self.view else stream
@@ -142,22 +194,6 @@ class Augment:
             inside.append((place >= first) & (place < first + self.settings.cutout))
         square = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
         return torch.where(square, images.new_tensor(fill).view(1, -1, 1, 1), images)
-
-    def _mixed(self, images: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        alpha = self.settings.mixup
-        # not `_draw`: every view of a sample is mixed alike
-        share, place = (uniforms(ids, seed=self.seed, epoch=epoch, stream=name) for name in ("mixup", "partner"))
-        # the inverse of the distribution function turns one uniform number into one Beta(alpha, alpha) number exactly
-        ratio = torch.from_numpy(betaincinv(alpha, alpha, share.numpy()))
-        # neighbours in a random order of the samples: a partner for each, nobody its own unless it is alone
-        order = torch.argsort(place, stable=True)
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(1)
-        mixed = []
-        for values in (images, labels):
-            own = ratio.to(values).view(-1, *[1] * (values.ndim - 1))
-            mixed.append(own * values + (1 - own) * values[partner.to(values.device)])
-        return mixed[0], mixed[1]
 
 
 def _reflected(index: Tensor, length: int) -> Tensor:

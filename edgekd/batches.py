@@ -6,35 +6,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgekd._sampling import ALL, Part, Sampling, Share, check_sampling, chunk_of, chunks_in, parts_of
 from edgekd.augment import Augment, uniforms
 from edgekd.datasets._base import InMemorySamples, Samples
 from edgekd.errors import DataError, UsageError
 from edgekd.recipe import AugmentSettings
 from edgekd.spec import Preprocessing
 
-__all__ = ["Batches", "EvaluationBatch", "RawBatch", "Sampling", "calibration_ids", "evaluation_batches"]
-
-Sampling = Literal["plain", "repeat_half", "same_class", "two_views"]
-"""How batches are put together.
-
-plain: every sample once an epoch, in a random order. The others fill a batch from two halves, so that an epoch has
-about twice as many batches of the same size:
-
-repeat_half: the order is cut into halves of batches, and each batch is two neighbours of them: its first half is the
-second half of the batch before it, changed and mixed in the same way. The first batch of an epoch starts with the
-first half, which comes once like the last one; nothing is repeated across epochs.
-same_class: the second half are partners, row i + B/2 for row i: another sample of its class, drawn anew each epoch;
-the sample itself where its class has no other. Mixup gives both rows one ratio, and mixes the partner with the
-partner of the row that row i is mixed with: their labels are equal.
-two_views: the second half are the first half's samples, moved and cut by other draws; mixup mixes both alike.
-"""
+__all__ = ["Batches", "EvaluationBatch", "RawBatch", "Sampling", "Share", "calibration_ids", "evaluation_batches"]
 
 _PREFETCH = 2
 
@@ -44,17 +29,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RawBatch:
-    """One training batch, before the training loop adds epoch and progress.
+    """One training batch, or a process's share of it, before the training loop adds epoch and progress.
 
     Args:
         inputs: augmented and normalised, float32, shape (B, C, H, W).
         labels: class probabilities, smoothed and mixed, float32, shape (B, K); zeros for a sample without label.
         ids: indices of the samples in the split, int64, shape (B,), on the CPU.
+        total: rows of the whole batch, over all processes.
     """
 
     inputs: Tensor
     labels: Tensor
     ids: Tensor
+    total: int
 
 
 class EvaluationBatch(NamedTuple):
@@ -69,21 +56,6 @@ class EvaluationBatch(NamedTuple):
     inputs: Tensor
     labels: Tensor
     ids: Tensor
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Samples of a batch that are changed together: mixup takes partners from among them.
-
-    Args:
-        ids: shape (P,).
-        mixed_as: samples whose mixup draws are taken; None for their own.
-        second_view: moved and cut by other draws.
-    """
-
-    ids: Tensor
-    mixed_as: Tensor | None = None
-    second_view: bool = False
 
 
 class Batches:
@@ -107,11 +79,11 @@ class Batches:
         prefetch: batches prepared ahead by a background thread; 0 prepares each when it is asked for. None is 0 for
             samples in memory, where a thread gains nothing, and 2 for others, where it hides the decoding.
         sampling: how batches are put together; see `Sampling`.
+        views: after so many epochs their order and their changes repeat; None for never.
 
     Raises:
         DataError: no samples, or a label that is neither in [0, classes) nor -1.
-        UsageError: nothing is left after `drop_last`, a batch that cannot be halved, or `same_class` for samples
-            without labels.
+        UsageError: nothing is left after `drop_last`, or batches that cannot be put together as `sampling` says.
     """
 
     def __init__(
@@ -129,9 +101,10 @@ class Batches:
         drop_last: bool = False,
         prefetch: int | None = None,
         sampling: Sampling = "plain",
+        views: int | None = None,
     ) -> None:
         _check_labels(samples, classes)
-        _check_sampling(samples, sampling, batch_size)
+        check_sampling(sampling, batch_size, samples.labels)
         self.samples = samples
         self.batch_size = batch_size
         self.classes = classes
@@ -143,8 +116,9 @@ class Batches:
         self.device = torch.device(device)
         self.label_smoothing = label_smoothing
         self.drop_last = drop_last
-        self.prefetch = _ahead(samples, prefetch)
+        self.prefetch = _ahead(samples, prefetch, self.device)
         self.sampling = sampling
+        self.views = views
         if len(self) == 0:
             raise UsageError(
                 f"{len(samples)} training samples do not fill one batch of {batch_size}. Lower batch_size, or keep the"
@@ -153,88 +127,79 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in an epoch: the same in every epoch."""
-        full, rest = divmod(len(self.samples), self._chunk)
-        repeats = self.sampling == "repeat_half"
-        lone = rest == 1 and full > 0 and self.shuffle and not repeats
-        chunks = full + (rest > 0 and not lone and not self.drop_last)
-        if not repeats:
-            return chunks
-        # neighbours overlap; half a batch that has no neighbour is a batch of its own
-        return chunks - 1 if chunks > 1 or self.drop_last else chunks
+        shape = {"shuffle": self.shuffle, "drop_last": self.drop_last}
+        return chunks_in(self.sampling, len(self.samples), chunk_of(self.sampling, self.batch_size), **shape)
 
     def order(self, epoch: int) -> Tensor:
         """Sample ids in the order of this epoch, int64, shape (N,)."""
         ids = torch.arange(len(self.samples))
         if not self.shuffle:
             return ids
-        return torch.argsort(uniforms(ids, seed=self.seed, epoch=epoch, stream="order"), stable=True)
+        return torch.argsort(uniforms(ids, seed=self.seed, epoch=self.view(epoch), stream="order"), stable=True)
 
-    def epoch(self, epoch: int) -> Iterator[RawBatch]:
+    def view(self, epoch: int) -> int:
+        """The epoch whose order and changes this one has: itself, unless `views` says that they repeat."""
+        return epoch if self.views is None else epoch % self.views
+
+    def epoch(self, epoch: int, *, start: int = 0, share: Share = ALL) -> Iterator[RawBatch]:
         """The batches of one epoch, counted from 0.
+
+        Args:
+            epoch: 0-based.
+            start: the first batch that is wanted; those before it cost nothing.
+            share: the rows that are wanted: each is what it is in the whole batch, mixup included.
 
         Raises:
             DataError: a file that is read at this moment is damaged.
         """
-        return _ahead_of(self._plan(epoch), lambda parts: self._batch(parts, epoch), self.prefetch)
-
-    @property
-    def _chunk(self) -> int:
-        """New samples in a batch."""
-        return self.batch_size if self.sampling == "plain" else self.batch_size // 2
-
-    def _plan(self, epoch: int) -> list[tuple[_Part, ...]]:
-        """What each batch of an epoch is made of."""
-        chunks = torch.split(self.order(epoch), self._chunk)
-        plan: list[tuple[_Part, ...]]
-        match self.sampling:
-            case "plain":
-                plan = [(_Part(ids),) for ids in chunks]
-            case "repeat_half":
-                parts = [_Part(ids) for ids in chunks]
-                plan = list(pairwise(parts)) if len(parts) > 1 else [(parts[0],)]
-            case "same_class":
-                partner = self._partners(epoch)
-                plan = [(_Part(ids), _Part(partner[ids], mixed_as=ids)) for ids in chunks]
-            case "two_views":
-                plan = [(_Part(ids), _Part(ids, second_view=True)) for ids in chunks]
-        return plan[: len(self)]
-
-    def _partners(self, epoch: int) -> Tensor:
-        """Another sample of the same class for every sample, itself where there is no other; int64, shape (N,)."""
-        labels = self.samples.labels
-        ids = torch.arange(len(labels))
-        by_class = torch.argsort(labels, stable=True)
-        counts = torch.bincount(labels, minlength=self.classes)
-        first = counts.cumsum(0) - counts
-        place = torch.empty_like(ids)
-        place[by_class] = ids - first[labels[by_class]]
-        # 1 to n - 1 places further round a class of n: anybody but the sample itself
-        drawn = uniforms(ids, seed=self.seed, epoch=epoch, stream="class partner")
-        further = 1 + (drawn * (counts[labels] - 1)).floor().to(torch.int64)
-        return by_class[first[labels] + (place + further) % counts[labels]]
-
-    def _batch(self, parts: Sequence[_Part], epoch: int) -> RawBatch:
-        made = [self._changed(part, epoch) for part in parts]
-        if len(made) == 1:
-            return made[0]
-        return RawBatch(
-            torch.cat([one.inputs for one in made]),
-            torch.cat([one.labels for one in made]),
-            torch.cat([one.ids for one in made]),
+        view = self.view(epoch)
+        plan = parts_of(
+            self.sampling,
+            self.order(epoch),
+            chunk_of(self.sampling, self.batch_size),
+            self.samples.labels,
+            classes=self.classes,
+            seed=self.seed,
+            epoch=view,
         )
+        return _ahead_of(plan[start : len(self)], lambda parts: self._batch(parts, view, share), self.prefetch)
 
-    def _changed(self, part: _Part, epoch: int) -> RawBatch:
-        ids = part.ids
-        images = self.samples.images(ids).to(self.device)
+    def _batch(self, parts: Sequence[Part], view: int, share: Share) -> RawBatch:
+        made = [self._changed(part, view, share) for part in parts]
+        total = sum(len(part.ids) for part in parts)
+        inputs, labels, ids = (column[0] if len(made) == 1 else torch.cat(column) for column in zip(*made, strict=True))
+        return RawBatch(inputs, labels, ids, total)
+
+    def _changed(self, part: Part, view: int, share: Share) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, labels and ids of this process's rows of a part."""
+        augment = self.second_view if part.second_view else self.augment
+        rows = share.rows(len(part.ids))
+        mixes = augment is not None and augment.settings.mixup > 0
+        if augment is None or not mixes:
+            ids = part.ids[rows]
+            images, labels = self._plain(ids)
+            if augment is not None:
+                images = augment.changed(images, ids, epoch=view, fill=self.preprocessing.mean)
+            return self.preprocessing.normalise(images), labels, ids
+        mixed_as = part.ids if part.mixed_as is None else part.mixed_as
+        # partners are among the whole part, so some rows of other processes are needed too
+        partner = augment.partners(mixed_as, epoch=view)
+        needed, place = torch.unique(torch.cat([rows, partner[rows]]), return_inverse=True)
+        images, labels = self._plain(part.ids[needed])
+        images = augment.changed(images, part.ids[needed], epoch=view, fill=self.preprocessing.mean)
+        own, other = place[: len(rows)], place[len(rows) :]
+        images, labels = augment.mixed((images, labels), mixed_as[rows], own=own, other=other, epoch=view)
+        return self.preprocessing.normalise(images), labels, part.ids[rows]
+
+    def _plain(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels as they are, on the device."""
+        images = self.samples.images(ids)
+        if self.device.type == "cuda":
+            images = images.pin_memory().to(self.device, non_blocking=True)
         own = self.samples.labels[ids]
         hard = F.one_hot(own.clamp_min(0), self.classes).to(self.device, torch.float32)
         labels = hard * (1 - self.label_smoothing) + self.label_smoothing / self.classes
-        labels = labels * (own >= 0).to(self.device)[:, None]
-        augment = self.second_view if part.second_view else self.augment
-        if augment is not None:
-            fill = self.preprocessing.mean
-            images, labels = augment(images, labels, ids, epoch=epoch, fill=fill, mixed_as=part.mixed_as)
-        return RawBatch(self.preprocessing.normalise(images), labels, ids)
+        return images, labels * (own >= 0).to(self.device)[:, None]
 
 
 def evaluation_batches(
@@ -262,7 +227,7 @@ def evaluation_batches(
         inputs = preprocessing.normalise(samples.images(part).to(device))
         return EvaluationBatch(inputs, samples.labels[part].to(device), part)
 
-    return _ahead_of(torch.split(chosen, batch_size), batch, _ahead(samples, prefetch))
+    return _ahead_of(torch.split(chosen, batch_size), batch, _ahead(samples, prefetch, torch.device(device)))
 
 
 def calibration_ids(samples: Samples, count: int, *, seed: int) -> Tensor:
@@ -291,23 +256,11 @@ def _check_labels(samples: Samples, classes: int) -> None:
         )
 
 
-def _check_sampling(samples: Samples, sampling: Sampling, batch_size: int) -> None:
-    if sampling != "plain" and batch_size % 2:
-        raise UsageError(
-            f"batch_size must be even for batches of two halves (sampling '{sampling}'), got {batch_size}."
-            " Set train.batch_size to an even number."
-        )
-    if sampling == "same_class" and bool((samples.labels < 0).any()):
-        raise UsageError(
-            "Batches of samples of the same class (sampling 'same_class') need labels, but the training split has"
-            " samples without. Label them, or use another method."
-        )
-
-
-def _ahead(samples: Samples, prefetch: int | None) -> int:
+def _ahead(samples: Samples, prefetch: int | None, device: torch.device) -> int:
     if prefetch is not None:
         return prefetch
-    return 0 if isinstance(samples, InMemorySamples) else _PREFETCH
+    # on an accelerator the thread hides copying and changing, in memory or not
+    return 0 if isinstance(samples, InMemorySamples) and device.type == "cpu" else _PREFETCH
 
 
 def _ahead_of(chunks: Sequence[C], make: Callable[[C], T], ahead: int) -> Iterator[T]:

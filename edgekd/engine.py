@@ -1,8 +1,8 @@
 """The only training loop: teachers, students, and quantization-aware distillation run on it.
 
 A run is described by values (settings, seed, a batch source that gives the same batches for the same
-epoch) and changes only the modules it trains. It writes one file, its checkpoint, at the end of every epoch;
-a run that finds its checkpoint goes on from there and ends, on a CPU, with bit-identical weights.
+epoch) and changes only the modules it trains. It writes its state at the end of every epoch and every so many seconds;
+a run that finds that state goes on with the very next step and ends, on a CPU, with bit-identical weights.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,38 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from edgekd._average import Average
-from edgekd._checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
+from edgekd._checkpoint import Best, snapshot
 from edgekd._compatible import check_compatible
-from edgekd._compute import accelerator, faster_layout, threads
-from edgekd._fit_types import BatchSource, EpochRecord, FitResult, Hooks, RawBatch, Tick, set_training
-from edgekd._ledger import Ledger, TermMean
-from edgekd._schedule import clipped_together, learning_rate, make_optimizer, set_learning_rate
+from edgekd._compiling import compile_in_place, tried
+from edgekd._compute import threads
+from edgekd._course import Course
+from edgekd._diagnosis import diagnose, is_out_of_memory, out_of_memory
+from edgekd._fit_types import (
+    BatchSource,
+    CompileTrial,
+    EpochRecord,
+    FitResult,
+    Hooks,
+    RawBatch,
+    Tick,
+    check_weights,
+    set_training,
+)
+from edgekd._joined import share_buffers
+from edgekd._keeping import Keeper
+from edgekd._ledger import Diverged, Ledger, TermMean
+from edgekd._ready import Ready
+from edgekd._schedule import learning_rate, set_learning_rate
+from edgekd._step import Stepper
+from edgekd._step_clock import StepClock, part, ticking, together
+from edgekd._stop import stopping
 from edgekd.errors import TrainingDiverged, UsageError
-from edgekd.methods._base import Batch, Method
+from edgekd.methods._base import Method
 from edgekd.recipe import ComputeSettings, TrainSettings
 
 __all__ = [
     "BatchSource",
+    "CompileTrial",
     "EpochRecord",
     "FitResult",
     "Hooks",
@@ -67,19 +87,22 @@ def fit(
         compute: device, precision and threads.
         seed: of everything random in training; batches have their own.
         evaluate: validation metric of the exported network, higher is better; called after every epoch.
-        checkpoint: file that is written after every epoch, and resumed if it belongs to the same run: same
-            tag, settings, seed, precision, loss terms and number of steps. Otherwise it is replaced.
+        checkpoint: file that is written after every epoch and every `compute.checkpoint_seconds`, and resumed if it
+            belongs to the same run: same tag, settings, seed, precision, loss terms and number of steps. Otherwise it
+            is replaced. The best weights on validation lie beside it.
         tag: identifies data and models, which this function cannot compare by value.
         hooks: see `Hooks`.
         progress: called after every step.
         companions: connectors and the like of an earlier training of this student; see `Method.join`.
 
     Returns:
-        The history. The weights are those of the last epoch, not of the best.
+        The history. The weights are those of the last epoch, unless the settings say keep = "best".
 
     Raises:
         MismatchError: student and teacher do not fit; before the first step.
-        TrainingDiverged: a loss term or a weight became NaN or infinite; names step, epoch and term.
+        TrainingDiverged: a loss term or a weight became NaN or infinite; names step, epoch, term, batch and layer.
+        OutOfMemory: a step did not fit; says what to set.
+        KeyboardInterrupt: Ctrl-C; the step ended and its state was written.
         StorageError: the checkpoint could not be written; the previous one is untouched.
         ArtifactError: the checkpoint is damaged.
         BackendMissing: the device is not here.
@@ -92,7 +115,7 @@ def fit(
 
 
 class _Run:
-    """One call of `fit`: the loop and what it carries from step to step."""
+    """One call of `fit`: the loop, and what it carries from step to step."""
 
     def __init__(
         self,
@@ -105,138 +128,195 @@ class _Run:
         companions: Mapping[str, Tensor],
     ) -> None:
         self.method, self.batches, self.settings, self.hooks = method, batches, settings, hooks
-        self.precision, self.seed = compute.precision, seed
-        self.steps_per_epoch = len(batches)
-        self.steps = self.steps_per_epoch * settings.epochs
-        if self.steps == 0:
+        self.compute, self.seed = compute, seed
+        self.course = Course(len(batches), settings.epochs)
+        if self.course.steps == 0:
             raise UsageError("There is not one batch to train on: the training split is empty.")
-        self.accelerator = accelerator(compute)
         set_seed(seed)
-        self._prepare(companions)
-        self.optimizer = make_optimizer(method.trained(), settings=settings)
-        self.clipped = clipped_together(self.optimizer)
-        self.average = Average(method, settings.ema_decay) if settings.ema_decay else None
-        self.history: list[EpochRecord] = []
-        self.checkpoint: Path | None = None
-        self.tag = ""
-
-    def _prepare(self, companions: Mapping[str, Tensor]) -> None:
-        device = self.accelerator.device
-        self.method.to(device)
-        for teacher in self.method.teachers:
-            teacher.to(device)
-        self.layout = torch.contiguous_format
-        example = self._batch(next(iter(self.batches.epoch(0))), step=0).inputs
-        self.method.prepare(example)
-        self.method.join(companions)
-        self.layout = faster_layout([self.method.exported(), *self.method.teachers], example)
-        self._lay_out(self.layout)
-        # one forward of the method is one forward of the wrapper: gradients of several processes meet in it
-        self.wrapped: nn.Module = self.accelerator.prepare(self.method)
-
-    def _lay_out(self, layout: torch.memory_format) -> None:
-        for module in (self.method, *self.method.teachers):
-            module.to(memory_format=layout)  # type: ignore[call-overload]  # missing from torch's annotations
+        self.ready = Ready(method, batches, compute, companions, self.course.steps)
+        self.accelerator, self.share = self.ready.accelerator, self.ready.share
+        self.stepper = Stepper(method, self.ready.wrapped, self.accelerator, settings, compute.precision, hooks)
+        several = self.share.count > 1
+        self.ledger = Ledger(
+            interval=1 if self.accelerator.device.type == "cpu" else 50,
+            over_processes=(lambda values: self.accelerator.reduce(values, reduction="mean")) if several else None,
+        )
+        self.carried: Mapping[str, Tensor] | None = None
 
     def start(self, checkpoint: Path | None, tag: str) -> None:
         """Take over the state of an earlier run, if its checkpoint is here."""
-        self.checkpoint = checkpoint
-        self.tag = self._full_tag(tag)
-        state = read_checkpoint(checkpoint, tag=self.tag) if checkpoint else None
-        self.resumed_at = 0 if state is None else len(state["history"])
-        if state is None:
-            return
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load(state["average"])
-        restore_random_state(state["random"])
-        self.history = [EpochRecord.model_validate(record) for record in state["history"]]
+        self.keeper = Keeper(checkpoint, self._full_tag(tag), self.compute.checkpoint_seconds, self.accelerator)
+        state = self.keeper.read()
+        if state is not None:
+            self._take_up(state)
+        if self.compute.compile == "auto":
+            self._try_compiling()
 
     def train(self, evaluate: Callable[[nn.Module], float] | None, progress: Callable[[Tick], None]) -> FitResult:
-        """Every epoch that is not done yet."""
-        kept = self._kept()
-        ledger = Ledger(interval=1 if self.accelerator.device.type == "cpu" else 50, kept=kept)
-        for epoch in range(self.resumed_at, self.settings.epochs):
-            started = time.perf_counter()
-            rate = self._epoch(epoch, ledger, progress)
-            self._check_weights(epoch, kept)
-            terms = ledger.close_epoch()
-            record = EpochRecord(
-                epoch=epoch,
-                terms=terms,
-                loss=sum(term.weighted for term in terms.values()),
-                lr=rate,
-                val=self._evaluate(evaluate),
-                seconds=time.perf_counter() - started,
-            )
-            self.history.append(record)
-            self._save()
-            kept = ledger.kept = self._kept()
-            self.hooks.on_epoch(record)
-        if self.average:
-            self.average.apply()
-        self._set_training(False)
-        self._lay_out(torch.contiguous_format)
-        return self._result()
+        """Every step that is not done yet."""
+        profiles = []
+        try:
+            with stopping() as self.stop, ticking(StepClock(self.accelerator.device)) as clock:
+                asked = False
+                while not (asked or self.course.done):
+                    asked = self._epoch(clock, progress)
+                    if self.course.epoch_done:
+                        profiles.append(self._end_epoch(clock, evaluate).profile)
+                        asked = self.keeper.agreed(self.stop)[1]
+                self.keeper.flush()
+            if not self.course.done:  # the signal came to another process
+                raise KeyboardInterrupt
+        finally:
+            self.keeper.close()
+        self._finish()
+        averaged = self.stepper.average is not None
+        return self.course.result(averaged=averaged, kept=self.settings.keep, profile=together(profiles))
 
-    def _kept(self) -> str:
-        """Where the last checkpoint is, for a message; nothing before the first one."""
-        written = self.checkpoint is not None and bool(self.history)
-        return f"The last checkpoint is kept in {self.checkpoint}." if written else ""
-
-    def _epoch(self, epoch: int, ledger: Ledger, progress: Callable[[Tick], None]) -> float:
+    def _epoch(self, clock: StepClock, progress: Callable[[Tick], None]) -> bool:
+        """The steps of an epoch that are left; True if somebody asked to stop."""
+        course, asked = self.course, False
         self._set_training(True)
-        self.method.start_epoch(epoch)
-        rate, step = 0.0, epoch * self.steps_per_epoch
-        for raw in self.batches.epoch(epoch):
-            self.hooks.on_step(step / self.steps)
-            rate = learning_rate(step, total=self.steps, steps_per_epoch=self.steps_per_epoch, settings=self.settings)
-            set_learning_rate(self.optimizer, rate)
-            self._step(self._batch(raw, step=step), ledger, step)
-            step += 1
-            progress(Tick(step, self.steps, epoch, self.settings.epochs, ledger.last_loss))
-        ledger.read(epoch=epoch)
-        if step != (epoch + 1) * self.steps_per_epoch:
-            given = step - epoch * self.steps_per_epoch
-            raise UsageError(f"The batch source promised {self.steps_per_epoch} batches an epoch and gave {given}.")
-        return rate
+        self.method.start_epoch(course.epoch)
+        if course.step and self.carried is not None:
+            self.method.go_on(self.carried)
+        self.carried = None
+        began = time.perf_counter() - course.seconds
+        source = iter(self.batches.epoch(course.epoch, start=course.step, share=self.share))
+        clock.start()
+        while not asked and (raw := self._next(source)) is not None:
+            rate = self._step(raw)
+            course.step += 1
+            clock.end_step(raw.total)
+            course.seconds = time.perf_counter() - began
+            progress(course.tick(self.ledger.last_loss, rate, raw.total))
+            if course.step % self.ledger.interval == 0 and not course.epoch_done:
+                due, asked = self.keeper.agreed(self.stop)
+                if due or asked:
+                    self._save()
+        self._read_ledger()
+        if not (asked or course.epoch_done):
+            raise UsageError(
+                f"The batch source promised {course.steps_per_epoch} batches an epoch and gave {course.step}."
+            )
+        return asked
 
-    def _step(self, batch: Batch, ledger: Ledger, step: int) -> None:
-        with self._autocast():
-            terms = {**self.wrapped(batch), **self.hooks.terms()}
-        ledger.add(terms, step=step, epoch=batch.epoch)
-        loss = torch.stack([term.value.float() * term.weight for term in terms.values()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        if self.settings.clip_grad_norm is not None:
-            for parameters in self.clipped:
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
-        self.optimizer.step()
-        if self.average:
-            self.average.update()
+    def _next(self, source: Iterator[RawBatch]) -> RawBatch | None:
+        with part("data"):
+            return next(source, None)
 
-    def _batch(self, raw: RawBatch, *, step: int) -> Batch:
-        device = self.accelerator.device
-        return Batch(
-            inputs=self._share(raw.inputs).to(device, non_blocking=True, memory_format=self.layout),
-            labels=self._share(raw.labels).to(device, non_blocking=True),
-            ids=self._share(raw.ids).to(device, non_blocking=True),
-            epoch=step // self.steps_per_epoch,
-            progress=step / self.steps,
+    def _step(self, raw: RawBatch) -> float:
+        step = self.course.number
+        self.hooks.on_step(step / self.course.steps)
+        set_learning_rate(self.stepper.optimizer, self._rate(step))
+        with part("transfer"):
+            batch = self.ready.batch(raw, step=step)
+        with self._memory_named():
+            terms = self.stepper.gradients(batch, raw.total)
+        self.ledger.add(terms, step=step)
+        if self.ledger.due:
+            self._read_ledger()
+        self.stepper.update()
+        return self._rate(step)
+
+    def _rate(self, step: int) -> float:
+        course = self.course
+        return learning_rate(step, total=course.steps, steps_per_epoch=course.steps_per_epoch, settings=self.settings)
+
+    def _end_epoch(self, clock: StepClock, evaluate: Callable[[nn.Module], float] | None) -> EpochRecord:
+        course, profile = self.course, clock.lap()
+        clock.stop()
+        check_weights(self.method, epoch=course.epoch, step=course.number, told=self.keeper.told)
+        began = time.perf_counter()
+        share_buffers(self.method, self.accelerator)
+        terms = self.ledger.close_epoch()
+        record = EpochRecord(
+            epoch=course.epoch,
+            terms=terms,
+            loss=sum(term.weighted for term in terms.values()),
+            lr=self._rate(course.number - 1),
+            val=self._evaluate(evaluate),
+            seconds=course.seconds + time.perf_counter() - began,
+            profile=profile,
+        )
+        better = course.close_epoch(record)
+        self._save(self._new_best(record) if better else None)
+        self.hooks.on_epoch(record)
+        return record
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        if self.stepper.average:
+            self.stepper.average.load(state["average"])
+        self.course.load(state["course"])
+        self.course.best = self.keeper.read_best()
+        self.ledger.load(state["ledger"])
+        self.carried = self.keeper.take_up(state)
+        if self.carried is None:
+            # with another number of processes no random state fits; a fresh one must not repeat the first epoch's
+            set_seed((self.seed + 1_000_003 * self.course.number) % 2**32)
+
+    def _save(self, best: tuple[Best, Mapping[str, Tensor]] | None = None) -> None:
+        if self.course.step:
+            self._read_ledger()
+        state = {
+            "method": self.method.state_dict(),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "average": self.stepper.average.state() if self.stepper.average else None,
+            "course": self.course.state(),
+            "ledger": self.ledger.state(),
+        }
+        self.keeper.write(state, self.method.between_steps() if self.course.step else {}, best)
+
+    def _new_best(self, record: EpochRecord) -> tuple[Best, Mapping[str, Tensor]]:
+        with self._averaged():
+            weights: Mapping[str, Tensor] = snapshot(self.method.state_dict())
+        assert record.val is not None
+        self.course.best = (Best(record.epoch, record.val), weights)
+        return self.course.best
+
+    def _try_compiling(self) -> None:
+        """Compile where it pays; a run that goes on does as it did before."""
+        networks, course = self.ready.networks(), self.course
+        if course.compiled is None:
+            batch = self.ready.batch(next(iter(self.batches.epoch(0, share=self.share))), step=0)
+            self._set_training(True)
+            self.hooks.on_step(0.0)
+            step = partial(self.stepper.gradients, batch, len(batch.inputs) * self.share.count)
+            course.compiled = tried(self.method, networks, step, course.steps)
+        elif course.compiled.kept:
+            compile_in_place(networks)
+
+    def _read_ledger(self) -> None:
+        try:
+            self.ledger.read()
+        except Diverged as found:
+            raise self._diverged(found) from found
+
+    def _diverged(self, found: Diverged) -> TrainingDiverged:
+        """Make the batch of that step again, and say what in it or in the networks was first to be no number."""
+        course = self.course
+        at = found.step - course.epoch * course.steps_per_epoch
+        raw = next(iter(self.batches.epoch(course.epoch, start=at, share=self.share)))
+        batch = self.ready.batch(raw, step=found.step)
+        told = diagnose(self.method, batch, autocast=self.stepper.autocast, later=max(0, course.step - at))
+        return TrainingDiverged(
+            f"Training diverged at step {found.step + 1} (epoch {course.epoch + 1}): loss term '{found.term}' is"
+            f" {found.value}. {told} {self.keeper.told} Lower the learning rate, warm up for longer, or set"
+            " clip_grad_norm."
         )
 
-    def _share(self, values: Tensor) -> Tensor:
-        """This process's part of a batch; all of it when there are too few samples to go round."""
-        processes = self.accelerator.num_processes
-        if processes == 1 or len(values) < processes:
-            return values
-        return values[self.accelerator.process_index :: processes]
-
-    def _autocast(self) -> Any:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+    @contextmanager
+    def _memory_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            processes, teachers = self.share.count, len(self.method.teachers)
+            raise out_of_memory(
+                error, self.settings, self.compute, processes=processes, teachers=teachers, kept=self.keeper.told
+            ) from error
 
     def _set_training(self, training: bool) -> None:
         for module in self.method.trained():
@@ -247,50 +327,32 @@ class _Run:
         if evaluate is None:
             return None
         self._set_training(False)
-        with self.average.applied() if self.average else nullcontext(), torch.no_grad():
+        with self._averaged(), torch.no_grad():
             return float(evaluate(self.method.exported()))
 
-    def _check_weights(self, epoch: int, kept: str) -> None:
-        # the last update of an epoch is not followed by a loss that would show it
-        for name, parameter in self.method.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise TrainingDiverged(
-                    f"Training diverged at step {(epoch + 1) * self.steps_per_epoch} (epoch {epoch + 1}): weight"
-                    f" '{name}' is not finite. {kept} Lower the learning rate, or set clip_grad_norm."
-                )
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.stepper.average.applied() if self.stepper.average else nullcontext()
+
+    def _finish(self) -> None:
+        """The weights that the settings ask for, as a plain network."""
+        if self.settings.keep == "best" and self.course.best is not None:
+            self.method.load_state_dict(self.course.best[1])
+        elif self.stepper.average:
+            self.stepper.average.apply()
+        self._set_training(False)
+        self.ready.release()
 
     def _full_tag(self, tag: str) -> str:
         described = {
             "tag": tag,
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.deciding(),
             "seed": self.seed,
-            "precision": self.precision,
-            "steps": self.steps,
-            "groups": [[len(group["params"]), group.get("rate")] for group in self.optimizer.param_groups],
+            "precision": self.compute.precision,
+            "compile": self.compute.compile,
+            "steps": self.course.steps,
+            "groups": [[len(group["params"]), group.get("rate")] for group in self.stepper.optimizer.param_groups],
             "terms": [[term.name, term.weight] for term in self.method.losses],
             "options": [term.loss.options.model_dump(mode="json") for term in self.method.losses],
             "method": [type(self.method).__name__, self.method.options.model_dump(mode="json")],
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-    def _save(self) -> None:
-        if self.checkpoint is not None and self.accelerator.is_main_process:
-            state = {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.state() if self.average else None,
-                "random": random_state(),
-                "history": [record.model_dump(mode="json") for record in self.history],
-            }
-            write_checkpoint(self.checkpoint, state, tag=self.tag)
-        self.accelerator.wait_for_everyone()
-
-    def _result(self) -> FitResult:
-        rated = [(record.val, -record.epoch) for record in self.history if record.val is not None]
-        return FitResult(
-            history=self.history,
-            steps=self.steps,
-            averaged=self.average is not None,
-            resumed_at=self.resumed_at,
-            best_epoch=-max(rated)[1] if rated else None,
-        )

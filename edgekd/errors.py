@@ -11,6 +11,7 @@
     │   ├── ModelFileError            3   an ONNX file that is corrupt or unsafe
     │   └── StorageError              3   the disk refused (full, read-only)
     ├── BackendMissing                4   a package or device that is not here
+    ├── OutOfMemory                   3   a training does not fit into memory
     ├── TrainingDiverged              1   a loss term became NaN or infinite
     ├── GateFailed                    1   a valid negative: parity, fusion or budget
     └── Inconclusive                  5   the measurement cannot support a verdict
@@ -32,6 +33,7 @@ __all__ = [
     "Inconclusive",
     "MismatchError",
     "ModelFileError",
+    "OutOfMemory",
     "OverwriteRefused",
     "RecipeError",
     "StorageError",
@@ -107,6 +109,12 @@ class BackendMissing(EdgeKDError):
     """A package, runtime or device is not available; the message names the extra that brings it."""
 
     exit_code = 4
+
+
+class OutOfMemory(EdgeKDError):
+    """A training does not fit into memory; the message says what to set, and the last checkpoint is kept."""
+
+    exit_code = 3
 
 
 class TrainingDiverged(EdgeKDError):

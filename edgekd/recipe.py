@@ -14,6 +14,7 @@ from edgekd._settings import (
     AssistantSettings,
     AugmentSettings,
     BenchSettings,
+    CacheSettings,
     ComputeSettings,
     CorrectionSettings,
     DataSettings,
@@ -28,6 +29,7 @@ from edgekd._settings import (
     TeacherSettings,
     TensorRTSettings,
     TrainSettings,
+    WatchSettings,
 )
 from edgekd.catalog import CATALOGS, user_code_beside
 from edgekd.errors import EdgeKDError, RecipeError, did_you_mean
@@ -36,6 +38,7 @@ __all__ = [
     "AssistantSettings",
     "AugmentSettings",
     "BenchSettings",
+    "CacheSettings",
     "ComputeSettings",
     "CorrectionSettings",
     "DataSettings",
@@ -49,6 +52,7 @@ __all__ = [
     "TeacherSettings",
     "TensorRTSettings",
     "TrainSettings",
+    "WatchSettings",
     "json_schema",
     "load_recipe",
     "parse_recipe",

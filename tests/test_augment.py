@@ -195,3 +195,16 @@ def test_crop_handles_images_that_are_not_square() -> None:
     assert got.shape == images.shape
     # every pixel comes from its own image
     assert all(set(got[i].flatten().tolist()) <= set(images[i].flatten().tolist()) for i in range(8))
+
+
+def test_seed_of_a_view_tells_epoch_sample_and_seed_apart() -> None:
+    ids = torch.arange(2000)
+    first = Augment(AugmentSettings(), seed=1).seeds(ids, epoch=0)
+    assert first.dtype == torch.int32
+    assert torch.equal(first, Augment(AugmentSettings(flip=True), seed=1).seeds(ids, epoch=0))
+    assert torch.equal(first[[5, 3]], Augment(AugmentSettings(), seed=1).seeds(torch.tensor([5, 3]), epoch=0))
+    assert len(first.unique()) > 1990  # of 2^32 numbers, 2000 are hardly ever two alike
+    for other in (Augment(AugmentSettings(), seed=2).seeds(ids, epoch=0),
+                  Augment(AugmentSettings(), seed=1).seeds(ids, epoch=1),
+                  Augment(AugmentSettings(), seed=1, view=1).seeds(ids, epoch=0)):  # fmt: skip
+        assert int((first == other).sum()) < 3

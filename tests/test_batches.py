@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekd.batches import Batches, Sampling, calibration_ids, evaluation_batches
+from edgekd.batches import Batches, Sampling, Share, calibration_ids, evaluation_batches
 from edgekd.datasets._base import InMemorySamples, Samples
 from edgekd.errors import DataError, UsageError
 from edgekd.methods import _base
@@ -387,3 +387,63 @@ def test_partners_of_the_same_class_need_labels() -> None:
     below = InMemorySamples(numbered(2).pixels, torch.tensor([0, -2]))
     with pytest.raises(DataError, match="got -2 to 0"):
         batches(below)
+
+
+def _made(sampling: str, **options: object) -> Batches:
+    generator = torch.Generator().manual_seed(3)
+    split = InMemorySamples(torch.rand(45, 1, 6, 6, generator=generator), torch.arange(45) % 3)
+    return Batches(
+        split,
+        batch_size=8,
+        classes=3,
+        preprocessing=Preprocessing(size=[6, 6], channels=1, mean=[0.5], std=[0.5]),
+        seed=4,
+        augment=AugmentSettings(crop=1, flip=True, cutout=2, mixup=0.4),
+        sampling=sampling,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("sampling", ["plain", "repeat_half", "same_class", "two_views"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_rows_of_all_shares_are_the_rows_of_the_whole_batch(sampling: str, count: int) -> None:
+    source = _made(sampling)
+    shares = [list(source.epoch(1, share=Share(index, count))) for index in range(count)]
+    for whole, *parts in zip(source.epoch(1), *shares, strict=True):
+        assert all(part.total == whole.total == len(whole.ids) for part in parts)
+        rows = {int(i): None for part in parts for i in part.ids}
+        assert sorted(rows) == sorted({int(i) for i in whole.ids})
+        for part in parts:
+            # a sample may be there twice, in the other half: its row there is another one
+            for image, label, sample in zip(part.inputs, part.labels, part.ids, strict=True):
+                same = [
+                    torch.equal(image, whole.inputs[row]) and torch.equal(label, whole.labels[row])
+                    for row in (whole.ids == sample).nonzero()[:, 0].tolist()
+                ]
+                assert any(same)
+    lengths = {sum(len(part.ids) for part in parts) for parts in zip(*shares, strict=True)}
+    assert max(lengths) <= 8 * count
+
+
+@pytest.mark.parametrize("sampling", ["plain", "repeat_half", "same_class", "two_views"])
+def test_epoch_from_a_later_batch_is_the_rest_of_the_epoch(sampling: str) -> None:
+    source = _made(sampling)
+    whole = list(source.epoch(2))
+    for start in (0, 1, len(whole) - 1, len(whole)):
+        rest = list(source.epoch(2, start=start))
+        assert len(rest) == len(whole) - start
+        for one, other in zip(rest, whole[start:], strict=True):
+            assert torch.equal(one.inputs, other.inputs)
+            assert torch.equal(one.labels, other.labels)
+
+
+def test_views_repeat_after_so_many_epochs() -> None:
+    source = _made("plain", views=2)
+    first, third, second = (torch.cat([one.inputs for one in source.epoch(epoch)]) for epoch in (0, 2, 1))
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+
+
+def test_process_gets_everything_where_there_are_too_few_rows() -> None:
+    assert Share(1, 4).rows(3).tolist() == [0, 1, 2]
+    assert Share(1, 4).rows(9).tolist() == [1, 5]

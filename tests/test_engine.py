@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.batches import Batches, RawBatch
+from edgekd.batches import Batches, RawBatch, Share
 from edgekd.datasets._base import InMemorySamples
 from edgekd.engine import EpochRecord, FitResult, Hooks, Tick, fit
 from edgekd.errors import (
@@ -32,6 +32,7 @@ from edgekd.losses.kd import KD
 from edgekd.methods._base import Method, WeightedLoss
 from edgekd.methods.alone import Alone
 from edgekd.methods.offline import Offline
+from edgekd.methods.two_views import TwoViews
 from edgekd.models.tiny import Tiny
 from edgekd.recipe import AugmentSettings, ComputeSettings, TrainSettings
 from edgekd.spec import Preprocessing
@@ -89,6 +90,11 @@ def equal(ours: nn.Module, theirs: nn.Module) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+def told(result: FitResult) -> list[dict[str, object]]:
+    """What a history says beside its times."""
+    return [record.model_dump(exclude={"seconds", "profile"}) for record in result.history]
+
+
 def interrupt_after(epoch: int) -> Hooks:
     def stop(record: EpochRecord) -> None:
         if record.epoch == epoch:
@@ -106,8 +112,8 @@ class BrokenAt:
     def __len__(self) -> int:
         return len(self.source)
 
-    def epoch(self, epoch: int) -> Iterator[RawBatch]:
-        for index, batch in enumerate(self.source.epoch(epoch)):
+    def epoch(self, epoch: int, *, start: int = 0, share: Share = Share()) -> Iterator[RawBatch]:  # noqa: B008
+        for index, batch in enumerate(self.source.epoch(epoch, start=start, share=share), start=start):
             if epoch * len(self) + index == self.step:
                 batch.inputs[0, 0, 0, 0] = float("nan")
             yield batch
@@ -186,9 +192,8 @@ def test_weights_are_bit_identical_when_interrupted_and_resumed(tmp_path, optimi
     assert undisturbed.resumed_at == 0
     assert equal(whole.exported(), parts.exported())
     assert equal(whole.connectors, parts.connectors)
-    strip = [[record.model_dump(exclude={"seconds"}) for record in run.history] for run in (undisturbed, resumed)]
-    assert strip[0] == strip[1]
-    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+    assert told(undisturbed) == told(resumed)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "c.best.safetensors"]
 
 
 def test_finished_run_gives_the_same_result_when_called_again(tmp_path):
@@ -255,9 +260,9 @@ class ScaledUp:
     def __len__(self) -> int:
         return len(self.source)
 
-    def epoch(self, epoch: int) -> Iterator[RawBatch]:
-        for batch in self.source.epoch(epoch):
-            yield RawBatch(batch.inputs * 1e3, batch.labels, batch.ids)
+    def epoch(self, epoch: int, *, start: int = 0, share: Share = Share()) -> Iterator[RawBatch]:  # noqa: B008
+        for batch in self.source.epoch(epoch, start=start, share=share):
+            yield RawBatch(batch.inputs * 1e3, batch.labels, batch.ids, batch.total)
 
 
 def test_old_checkpoint_stays_when_the_disk_refuses(tmp_path):
@@ -265,6 +270,8 @@ def test_old_checkpoint_stays_when_the_disk_refuses(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(record: EpochRecord) -> None:
+        while not (tmp_path / "c").exists():  # it is written while training goes on
+            time.sleep(0.01)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     try:
@@ -311,7 +318,9 @@ def _wait_for_second_write(path: Path, process: subprocess.Popen[bytes]) -> bool
             break
         time.sleep(0.05)
     return (
-        process.poll() is None and path.exists() and len(torch.load(path, weights_only=True)["state"]["history"]) == 2
+        process.poll() is None
+        and path.exists()
+        and len(torch.load(path, weights_only=True)["state"]["course"]["history"]) == 2
     )
 
 
@@ -421,8 +430,8 @@ class Short:
     def __len__(self) -> int:
         return 5
 
-    def epoch(self, epoch: int) -> Iterator[RawBatch]:
-        return batches().epoch(epoch)
+    def epoch(self, epoch: int, *, start: int = 0, share: Share = Share()) -> Iterator[RawBatch]:  # noqa: B008
+        return batches().epoch(epoch, start=start, share=share)
 
 
 def test_error_when_batches_are_fewer_than_promised():
@@ -440,3 +449,116 @@ def test_best_epoch_is_told_and_the_last_weights_are_kept():
     unrated = alone()
     fit(unrated, batches(), settings=TrainSettings(epochs=4, **RUN), compute=CPU)
     assert equal(method.exported(), unrated.exported())
+
+
+def test_best_weights_are_the_result_when_asked_for(tmp_path):
+    """The epoch that validated best, with a stop and a resume after it, equals a training that is stopped there."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def rated(model: nn.Module) -> float:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return [0.2, 0.9, 0.9, 0.1][len(seen) - 1]
+
+    options = {"settings": TrainSettings(epochs=4, keep="best", **RUN), "compute": CPU, "evaluate": rated}
+    first, method = alone(), alone()
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, batches(), checkpoint=tmp_path / "c", hooks=interrupt_after(2), **options)
+    result = fit(method, batches(), checkpoint=tmp_path / "c", **options)
+    assert (result.best_epoch, result.kept, result.resumed_at) == (1, "best", 3)
+    assert all(torch.equal(value, seen[1][name]) for name, value in method.exported().state_dict().items())
+    assert any(not torch.equal(value, seen[3][name]) for name, value in method.exported().state_dict().items())
+
+
+class Often:
+    """Asks for a checkpoint after every step, and stops at one."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, tick: Tick) -> None:
+        if tick.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 8, 9])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_weights_are_bit_identical_when_stopped_in_the_middle_of_an_epoch(tmp_path, stop, ema_decay):
+    """Three steps an epoch, three epochs; Ctrl-C in step `stop` writes the state after it."""
+    settings = TrainSettings(epochs=3, ema_decay=ema_decay, **RUN)
+    options = {"settings": settings, "compute": CPU, "seed": 5, "evaluate": accuracy}
+    augment = AugmentSettings(crop=1, flip=True, mixup=0.2)
+    whole = distilled()
+    undisturbed = fit(whole, batches(augment=augment), **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(distilled(), batches(augment=augment), checkpoint=tmp_path / "c", progress=Often(stop), **options)
+    torch.manual_seed(99)
+    parts = distilled()
+    resumed = fit(parts, batches(augment=augment), checkpoint=tmp_path / "c", **options)
+    assert (resumed.resumed_at, resumed.resumed_step) == (stop // 3, stop)
+    assert equal(whole, parts)
+    assert told(undisturbed) == told(resumed)
+
+
+def test_state_is_written_by_time_within_an_epoch(tmp_path):
+    """A process that is killed between two writes loses what came after the last one, no more."""
+    compute = ComputeSettings(device="cpu", checkpoint_seconds=1e-6)
+    settings = TrainSettings(epochs=1, **RUN)
+
+    def kill(tick: Tick) -> None:
+        if tick.step == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(alone(), batches(), settings=settings, compute=compute, checkpoint=tmp_path / "c", progress=kill)
+    parts, whole = alone(), alone()
+    resumed = fit(parts, batches(), settings=settings, compute=compute, checkpoint=tmp_path / "c")
+    assert resumed.resumed_step == 2
+    fit(whole, batches(), settings=settings, compute=CPU)
+    assert equal(parts, whole)
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path):
+    steps: list[int] = []
+
+    def impatient(tick: Tick) -> None:
+        steps.append(tick.step)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        steps.append(-1)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(alone(), batches(), settings=TrainSettings(epochs=2, **RUN), compute=CPU, progress=impatient)
+    assert steps == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16, 100])
+def test_batch_in_parts_has_the_gradient_of_the_whole(parts):
+    """A network without batch statistics, and losses that look at samples one by one."""
+    torch.manual_seed(1)
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    histories = []
+    for network_, count in zip(networks, (1, parts), strict=True):
+        settings = TrainSettings(epochs=2, accumulate=count, **RUN)
+        histories.append(fit(alone(network_), batches(), settings=settings, compute=CPU).history)
+    for ours, theirs in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert histories[0][-1].loss == pytest.approx(histories[1][-1].loss, rel=1e-5)
+
+
+def test_history_says_where_the_time_went():
+    result = fit(alone(), batches(), settings=TrainSettings(epochs=2, **RUN), compute=CPU)
+    assert result.profile is not None
+    assert result.profile.steps == 6
+    assert result.profile.images == 96
+    assert {"data", "forward", "backward", "optimizer"} <= set(result.profile.seconds)
+    assert sum(result.profile.seconds.values()) <= sum(record.seconds for record in result.history)
+
+
+def test_error_when_halves_that_belong_together_would_be_cut():
+    losses = [WeightedLoss("cross_entropy", CrossEntropy(CrossEntropy.Options()), 1.0)]
+    method = TwoViews(network(), [], [*losses, WeightedLoss("kd", KD(KD.Options()), 1.0)])
+    settings = TrainSettings(epochs=1, accumulate=2, **RUN)
+    with pytest.raises(UsageError, match=r"train\.accumulate = 2 cuts batches into parts.*Set it to 1"):
+        fit(method, batches(sampling="two_views"), settings=settings, compute=CPU)

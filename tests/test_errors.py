@@ -25,6 +25,7 @@ EXIT_CODES = {
     "ModelFileError": 3,
     "StorageError": 3,
     "BackendMissing": 4,
+    "OutOfMemory": 3,
     "TrainingDiverged": 1,
     "GateFailed": 1,
     "Inconclusive": 5,

@@ -64,6 +64,11 @@ UNKNOWN = [
     ),
     ({"student": {"widht": 8}}, "student.widht: unknown key 'widht' in [student]. Did you mean 'width'?"),
     ({"student": {"train": {}}}, "student.train: unknown key 'train' in [student]."),
+    ({"watch": {"tracker": []}}, "watch.tracker: unknown key 'tracker' in [watch]. Did you mean 'trackers'?"),
+    (
+        {"distill": {"cache": {"topk": 5}}},
+        "distill.cache.topk: unknown key 'topk' in [distill.cache]. Did you mean 'top_k'?",
+    ),
     ({"distill": {"loses": []}}, "distill.loses: unknown key 'loses' in [distill]. Did you mean 'losses'?"),
     (
         {"distill": {"losses": [{"name": "kd", "temprature": 4.0}]}},

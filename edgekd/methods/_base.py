@@ -112,7 +112,17 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of every epoch (0-based), also of the first one after a resume."""
+        """Called before the first step of every epoch (0-based), also of the first one after a resume.
+
+        After a resume in the middle of an epoch, `go_on` follows with what there was.
+        """
+
+    def between_steps(self) -> dict[str, Tensor]:
+        """What this process carries from one step of an epoch to the next beside the state dict."""
+        return {}
+
+    def go_on(self, carried: Mapping[str, Tensor]) -> None:
+        """Take up what `between_steps` gave; the networks have the weights of that moment."""
 
     def terms(self, batch: Batch) -> Mapping[str, Term]:
         """The loss terms of one step, by name."""

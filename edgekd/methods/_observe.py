@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from edgekd._step_clock import part
 from edgekd.errors import MismatchError
 from edgekd.losses._base import Loss, Outputs
 from edgekd.taps import Tapped, TupleOutputs, named_outputs, probe, tapped
@@ -28,27 +29,41 @@ def observe(network: Tapped | TupleOutputs, inputs: Tensor) -> Outputs:
     return Outputs(logits, taps)
 
 
-def observe_frozen(network: Tapped | TupleOutputs, inputs: Tensor, ids: Tensor | None = None) -> Outputs:
+def observe_frozen(
+    network: Tapped | TupleOutputs, inputs: Tensor, ids: Tensor | None = None, epoch: int | None = None
+) -> Outputs:
     """One forward in eval mode and without gradient, whatever mode the network was left in.
 
     Args:
         network: a teacher.
         inputs: the batch.
         ids: its samples, for a teacher that looks its answers up instead of computing them.
+        epoch: in which they are shown, for one that has other answers for each epoch; None outside of training.
     """
     if network.training:
         network.eval()
     if ids is not None:
-        tell_ids(network.model if isinstance(network, Tapped) else network, ids)
+        tell_ids(network, ids, epoch)
     # not inference_mode: its tensors cannot take part in the student's backward pass
-    with torch.no_grad():
+    with part("teacher"), torch.no_grad():
         return observe(network, inputs)
 
 
-def tell_ids(network: nn.Module, ids: Tensor) -> None:
-    """Say which samples come next, if the network looks its answers up instead of computing them."""
-    look_up = getattr(network, "look_up", None)
-    if callable(look_up):
+def tell_ids(network: nn.Module, ids: Tensor, epoch: int | None = None) -> None:
+    """Say which samples come next, if the network looks its answers up instead of computing them.
+
+    Args:
+        network: wrapped or not; it has `look_up(ids)` if it has one answer for each sample, `look_up_view(ids, epoch)`
+            if it has one for each view of it.
+        ids: indices in the training split, shape (B,).
+        epoch: in which they are shown; None outside of training, where only `look_up` is called.
+    """
+    if isinstance(network, (Tapped, TupleOutputs)):
+        network = network.model if isinstance(network, Tapped) else network.module
+    look_up, look_up_view = getattr(network, "look_up", None), getattr(network, "look_up_view", None)
+    if callable(look_up_view) and epoch is not None:
+        look_up_view(ids, epoch)
+    elif callable(look_up):
         look_up(ids)
 
 

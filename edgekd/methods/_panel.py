@@ -17,7 +17,7 @@ from edgekd.losses._base import Loss, Outputs, float32, mixed
 from edgekd.methods._observe import example_outputs, observe_frozen
 from edgekd.taps import Tapped, TupleOutputs, tapped
 
-__all__ = ["Panel", "confident_shares", "given_shares", "mixture"]
+__all__ = ["Panel", "confident_shares", "given_shares", "mixture", "teacher_and_tap"]
 
 _NUMBERED = re.compile(r"^([1-9][0-9]*):(.+)$")
 
@@ -36,7 +36,7 @@ class Panel:
     def __init__(self, teachers: Sequence[nn.Module], losses: Iterable[Loss]) -> None:
         wanted: list[list[str]] = [[] for _ in teachers]
         for name in (name for loss in losses for name in loss.teacher_taps()):
-            number, tap = _split(name)
+            number, tap = teacher_and_tap(name)
             if number > len(teachers):
                 raise UsageError(
                     f"Tap '{name}' is of teacher {number}, but there {_are(len(teachers))}. Number the teachers from 1,"
@@ -48,9 +48,9 @@ class Panel:
             tapped(teacher, names) for teacher, names in zip(teachers, wanted, strict=True)
         )
 
-    def observe(self, inputs: Tensor, ids: Tensor | None = None) -> tuple[Outputs, ...]:
+    def observe(self, inputs: Tensor, ids: Tensor | None = None, epoch: int | None = None) -> tuple[Outputs, ...]:
         """Every teacher's outputs for a batch, without gradient; taps of later ones carry their number."""
-        return _numbered([observe_frozen(network, inputs, ids) for network in self.networks])
+        return _numbered([observe_frozen(network, inputs, ids, epoch) for network in self.networks])
 
     def example(self, inputs: Tensor) -> tuple[Outputs, ...]:
         """The same for an example, leaving no trace in the teachers."""
@@ -106,8 +106,8 @@ def _numbered(outputs: Sequence[Outputs]) -> tuple[Outputs, ...]:
     return tuple(named)
 
 
-def _split(name: str) -> tuple[int, str]:
-    """The teacher's number and its own name of the tap."""
+def teacher_and_tap(name: str) -> tuple[int, str]:
+    """The teacher's number, counted from 1, and its own name of the tap."""
     match = _NUMBERED.match(name)
     return (int(match[1]), match[2]) if match else (1, name)
 

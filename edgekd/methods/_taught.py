@@ -46,7 +46,7 @@ class Taught(Method):
         return {term.name: Term(term.loss(step), term.weight) for term in self.losses}
 
     def _step(self, batch: Batch, student: Outputs) -> Step:
-        teachers = self._panel.observe(batch.inputs, batch.ids)
+        teachers = self._panel.observe(batch.inputs, batch.ids, batch.epoch)
         mixed, shares = self._as_one(teachers, batch.labels)
         several = len(teachers) > 1
         return Step(

@@ -41,6 +41,15 @@ class LastBatch(SelfTaught):
         # no buffers: several processes would be given the first one's, and each has samples of its own
         self._last = None
 
+    def between_steps(self) -> dict[str, Tensor]:
+        """The last batch and what the student said to it."""
+        return {} if self._last is None else {"ids": self._last[0], "logits": self._last[1]}
+
+    def go_on(self, carried: Mapping[str, Tensor]) -> None:
+        """See `between_steps`."""
+        device = next(self.student.parameters()).device
+        self._last = (carried["ids"].to(device), carried["logits"].to(device)) if carried else None
+
     def terms(self, batch: Batch) -> Mapping[str, Term]:
         """The terms of every loss, by name.
 

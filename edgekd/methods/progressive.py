@@ -57,6 +57,22 @@ class Progressive(SelfTaught):
                 earlier.eval()  # an exported graph refuses it, and has no modes
             self._earlier = (earlier,)
 
+    def between_steps(self) -> dict[str, Tensor]:
+        """The weights of the last epoch's end, and how much they count in this one."""
+        if not self._earlier:
+            return {}
+        share = {} if self._share is None else {"share": torch.tensor(self._share, dtype=torch.float64)}
+        return {**share, **{f"earlier.{name}": value for name, value in self._earlier[0].state_dict().items()}}
+
+    def go_on(self, carried: Mapping[str, Tensor]) -> None:
+        """See `between_steps`."""
+        if not self._earlier:
+            return
+        start = "earlier."
+        earlier = {name.removeprefix(start): value for name, value in carried.items() if name.startswith(start)}
+        self._earlier[0].load_state_dict(earlier)
+        self._share = float(carried["share"]) if "share" in carried else None
+
     def terms(self, batch: Batch) -> Mapping[str, Term]:
         """The terms of every loss, by name."""
         share = self._alpha(batch)

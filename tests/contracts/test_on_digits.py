@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from edgekd import quantize
 from edgekd.batches import Batches
 from edgekd.catalog import CATALOGS
 from edgekd.datasets._base import DataBundle, Wanted
-from edgekd.engine import Hooks, fit
+from edgekd.engine import Hooks, Tick, fit
 from edgekd.losses._base import Split
 from edgekd.methods._base import Context, Method, WeightedLoss
 from edgekd.models.tiny import Tiny
@@ -135,17 +136,15 @@ def trained(kind: str, make: Callable[[nn.Module, Context], Method], **more: Any
     return method
 
 
-def stopping() -> Hooks:
-    def stop(record: Any) -> None:
-        raise KeyboardInterrupt
-
-    return Hooks(on_epoch=stop)
+def stop_in_the_second_epoch(tick: Tick) -> None:
+    if tick.epoch == 1 and tick.step == tick.steps // 2 + 2:
+        signal.raise_signal(signal.SIGINT)
 
 
 def check_float(kind: str, make: Callable[[nn.Module, Context], Method], folder: Path) -> None:
     whole = trained(kind, make)
     with pytest.raises(KeyboardInterrupt):
-        trained(kind, make, checkpoint=folder / "run.pt", hooks=stopping())
+        trained(kind, make, checkpoint=folder / "run.pt", progress=stop_in_the_second_epoch)
     resumed = trained(kind, make, checkpoint=folder / "run.pt")
     fresh = network(kind, 0).state_dict()
     found = whole.exported().state_dict()

@@ -1,0 +1,47 @@
+"""What several processes that train one student need beside the wrapper that averages their gradients."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import nn
+
+from edgekd import _synced_norm
+from edgekd.methods._base import Method
+from edgekd.recipe import ComputeSettings
+
+__all__ = ["join_processes", "leave_processes", "share_buffers"]
+
+
+def join_processes(method: Method, compute: ComputeSettings) -> None:
+    """Let the networks of this process take part in the work of all.
+
+    Args:
+        method: prepared, on its device; its networks are changed in place.
+        compute: sync_batch_norm and shard_teacher.
+    """
+    if compute.sync_batch_norm:
+        _synced_norm.synced(method.trained())
+    if compute.shard_teacher:
+        from edgekd import _shared_teacher  # what it imports takes a second, and few need it
+
+        for teacher in method.teachers:
+            _shared_teacher.shard(teacher)
+
+
+def leave_processes(method: Method) -> None:
+    """Make plain networks of them again."""
+    _synced_norm.restored(method.trained())
+
+
+def share_buffers(method: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main one's buffers.
+
+    Statistics that each process took from its own rows (batch normalisation that is not synchronised) differ; what is
+    validated and kept must be one network. Once an epoch is enough: training reads only the batch's own.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for buffer in method.buffers():
+        torch.distributed.broadcast(buffer, src=0)

@@ -1,0 +1,184 @@
+"""Batch normalisation whose statistics are of the whole batch when several processes share it.
+
+Layers are switched in place: the module stays the same object, with its parameters, buffers, hooks and names, and only
+learns another forward. So taps stay where they are, and a state dict knows nothing of it.
+
+Gradients. Each process goes backwards from a loss of its own, and what flows into the inputs here is the gradient of
+the sum of all those losses, since each of them depends on every row through the statistics. The gradients of weight
+and bias are of this process's rows alone. Averaged over the processes, as the wrapper does it with every parameter's,
+every one is that of the mean of the losses: where those are means over equally many rows, of the mean over all rows.
+
+Reference: Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+Shift", 2015, arXiv:1502.03167, algorithm 1 and the gradients of section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgekd import _group
+from edgekd.errors import UsageError
+
+__all__ = ["restored", "synced"]
+
+_BEFORE = "_class_before_sharing"
+_PLAIN: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def synced(modules: Iterable[nn.Module]) -> None:
+    """Let every batch normalisation in these modules use the statistics of all processes' rows.
+
+    Args:
+        modules: changed in place. On a GPU the layers compute as torch.nn.SyncBatchNorm does, elsewhere, where that one
+            refuses to work, by one sum over the processes forward and one backward.
+
+    Raises:
+        UsageError: a layer derives from batch normalisation, and computes in a way that is not known here.
+    """
+    for root in modules:
+        for name, module in root.named_modules():
+            if isinstance(module, _PLAIN) and not isinstance(module, _Synced):
+                plain = type(module)
+                module.__class__ = _synced_class(plain, name)
+                module.__dict__[_BEFORE] = plain
+
+
+def restored(modules: Iterable[nn.Module]) -> None:
+    """Give every layer that `synced` switched its own class back."""
+    for root in modules:
+        for module in root.modules():
+            if (plain := module.__dict__.pop(_BEFORE, None)) is not None:
+                module.__class__ = plain
+
+
+class _Synced(nn.Module):
+    """A batch normalisation over all processes; stands before the layer's own class in the order of methods."""
+
+    process_group = None  # torch's layer asks for one; None is all processes
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise, and in training follow the statistics of the whole batch."""
+        layer = cast("_BatchNorm", self)
+        if not layer.training:
+            return _BatchNorm.forward(layer, inputs)
+        if inputs.is_cuda:
+            return nn.SyncBatchNorm.forward(cast("nn.SyncBatchNorm", self), inputs)
+        layer._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+        output, mean, variance, rows = _Normalise.apply(inputs, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
+        if layer.track_running_stats:
+            _follow(layer, mean, variance, float(rows))
+        return cast("Tensor", output)
+
+
+class _SyncedThenActive(_Synced):
+    """The same for a layer that applies a dropout and an activation to what it normalised."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise, drop out, activate."""
+        return cast("Tensor", self.act(self.drop(super().forward(inputs))))
+
+
+def _synced_class(plain: type[nn.Module], name: str) -> type[nn.Module]:
+    """A class that is a plain layer's, but for its forward.
+
+    Args:
+        plain: the layer's class.
+        name: the layer's name, for a message.
+    """
+    kind: type[nn.Module] = _Synced
+    if plain.forward is not _BatchNorm.forward:
+        if plain.__name__ != "BatchNormAct2d":  # timm's: a dropout and an activation follow
+            raise UsageError(
+                f"Layer '{name}' is a {plain.__name__}, which normalises in a way of its own: several processes cannot"
+                " share its statistics. Set compute.sync_batch_norm = false, or use an ordinary batch normalisation."
+            )
+        kind = _SyncedThenActive
+    return type(f"Synced{plain.__name__}", (kind, plain), {})
+
+
+def _follow(layer: _BatchNorm, mean: Tensor, variance: Tensor, rows: float) -> None:
+    """Move the running statistics towards those of a batch, as torch does."""
+    if layer.num_batches_tracked is None or layer.running_mean is None or layer.running_var is None:
+        return
+    layer.num_batches_tracked.add_(1)
+    share = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+    layer.running_mean.lerp_(mean.to(layer.running_mean), share)
+    layer.running_var.lerp_((variance * (rows / (rows - 1))).to(layer.running_var), share)
+
+
+class _Normalise(torch.autograd.Function):
+    """Inputs normalised by the statistics of every process's rows; gives those statistics too."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+        """Output, mean (C,), variance (C,), and how many values a channel has."""
+        mean, variance, rows = _statistics(inputs)
+        ctx.save_for_backward(inputs, weight, mean, variance, rows)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, rows)
+        return F.batch_norm(inputs, mean, variance, weight, bias, training=False, eps=eps), mean, variance, rows
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        """The gradients; see this file's head for what they are of."""
+        inputs, weight, mean, variance, rows = ctx.saved_tensors
+        scale = torch.ones_like(mean) if weight is None else weight
+        gradient, of_weight, of_bias = _held_fixed(upstream[0], inputs, scale, mean, variance, ctx.eps)
+        through_mean, through_deviation = (_summed(torch.stack([of_bias, of_weight]).double()) / rows).unbind()
+        # the rest: what the statistics owe to every row
+        spread = torch.rsqrt(variance.double() + ctx.eps)
+        slope = scale.double() * spread.square() * through_deviation
+        offset = scale.double() * spread * through_mean - slope * mean.double()
+        wide = (1, -1, *[1] * (inputs.dim() - 2))
+        rest = torch.addcmul(offset.float().view(wide), inputs.float(), slope.float().view(wide))
+        gradient = (gradient - rest).to(inputs.dtype)
+        return (gradient, None, None, None) if weight is None else (gradient, of_weight, of_bias, None)
+
+
+def _held_fixed(
+    upstream: Tensor, inputs: Tensor, scale: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of inputs, weight and bias as if the statistics were constants."""
+    if not inputs.numel():  # torch's kernel divides by the number of rows
+        return torch.zeros_like(inputs), torch.zeros_like(mean), torch.zeros_like(mean)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        upstream, inputs, scale, mean, variance, None, None, False, eps, [True, True, True]
+    )
+    return found
+
+
+def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance over all processes' rows, float32, shape (C,), and how many values a channel has in all."""
+    channels = inputs.shape[1]
+    here = inputs.numel() // channels
+    if here:
+        mean, variance = torch.batch_norm_update_stats(inputs.float(), None, None, 0.0)
+    else:
+        mean = variance = torch.zeros(channels)
+    # in float64 the difference of the two means of squares below is as good as float32 can show
+    first, second = mean.double(), variance.double()
+    count = torch.tensor([here], dtype=torch.float64)
+    sums = _summed(torch.cat([first * here, (second + first.square()) * here, count]))
+    rows = sums[-1]
+    if float(rows) < 2:
+        raise ValueError("Batch normalisation needs more than one value per channel when training. Raise batch_size.")
+    first, second = sums[:channels] / rows, sums[channels:-1] / rows
+    return first.float(), (second - first.square()).clamp(min=0.0).float(), rows
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if _group.count() > 1:
+        torch.distributed.all_reduce(values)
+    return values
