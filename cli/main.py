@@ -8,6 +8,7 @@ inconclusive measurement; 70 a fault of edgekd; 130 and 143 stopped by Ctrl-C an
 from __future__ import annotations
 
 import errno
+import shlex
 import signal
 import sys
 import threading
@@ -19,18 +20,20 @@ import typer
 from typer.core import TyperGroup
 
 import edgekd
-from edgekd.cli import agree, audit, bench, doctor, init, listing, quantize, report, show, stages, verify
-from edgekd.cli.render import Failure, Outcome, show_failure, show_outcome, write
+from edgekd.cli import agree, audit, bench, cache, doctor, init, listing, quantize, report, show, stages, verify
+from edgekd.cli.processes import shown, told
+from edgekd.cli.render import Failure, Outcome, write
 from edgekd.errors import EdgeKDError
 
 __all__ = ["app", "main"]
 
 _SECTIONS = {
     "Start": ("init", "list", "doctor"),
-    "Work": ("run", "train", "distill", "quantize", "export"),
+    "Work": ("run", "train", "distill", "quantize", "export", "cache"),
     "Measure": ("bench", "agree"),
     "Look": ("audit", "report", "show", "verify"),
 }
+_GOING_ON = (*_SECTIONS["Work"], "bench")
 _STOPPED = "finished stages are kept, and the same command goes on where it stopped."
 _BUG = (
     "This is a fault of edgekd, not of yours. Please report it with the traceback and the output of"
@@ -81,7 +84,7 @@ def edgekd_command(
     """
 
 
-for _module in (stages, quantize, bench, agree, audit, report, show, verify, listing, doctor, init):
+for _module in (stages, quantize, cache, bench, agree, audit, report, show, verify, listing, doctor, init):
     _module.register(app)
 
 
@@ -104,15 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _process_manners():
             ended = typer.main.get_command(app)(args=given, prog_name="edgekd", standalone_mode=False)
             if isinstance(ended, Outcome):
-                return show_outcome(ended)
+                return shown(ended)
         # typer turns Ctrl-C into this code
-        return show_failure(_stopped("Interrupted", 130), as_json=as_json) if ended == 130 else int(ended or 0)
+        return told(_stopped("Interrupted", 130, given), as_json=as_json) if ended == 130 else int(ended or 0)
     except KeyboardInterrupt:
-        return show_failure(_stopped("Interrupted", 130), as_json=as_json)
+        return told(_stopped("Interrupted", 130, given), as_json=as_json)
     except _Terminated:
-        return show_failure(_stopped("Terminated", 143), as_json=as_json)
+        return told(_stopped("Terminated", 143, given), as_json=as_json)
     except Exception as error:
-        return show_failure(failure_of(error), as_json=as_json)
+        return told(failure_of(error), as_json=as_json)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -147,8 +150,11 @@ def _usage(error: Exception, message: str) -> str:
     return f"{message.rstrip()}\nTry `{command} --help`."
 
 
-def _stopped(how: str, exit_code: int) -> Failure:
-    return Failure(how, _STOPPED, exit_code, heading=how)
+def _stopped(how: str, exit_code: int, given: Sequence[str]) -> Failure:
+    if not given or given[0] not in _GOING_ON:
+        return Failure(how, "the command was stopped before its end.", exit_code, heading=how)
+    command = shlex.join(["edgekd", *given])
+    return Failure(how, f"{_STOPPED} Go on with: {command}", exit_code, heading=how)
 
 
 def _first_line(error: Exception) -> str:

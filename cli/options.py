@@ -12,12 +12,15 @@ __all__ = [
     "Batch",
     "BiasCorrection",
     "BudgetMs",
+    "CachePlace",
     "CalibratorName",
     "CatalogName",
     "Check",
+    "CheckedSamples",
     "Confidence",
     "Data",
     "Device",
+    "Epochs",
     "FloatLayers",
     "Folder",
     "Limit",
@@ -31,6 +34,7 @@ __all__ = [
     "NewFolder",
     "OptionalOut",
     "Overwrite",
+    "Part",
     "Percentile",
     "Profile",
     "Queries",
@@ -194,3 +198,14 @@ Userland = Annotated[
         "--arm64-userland", metavar="DIR", help="Folder for emulated_arm64; EDGEKD_ARM64_USERLAND unless given."
     ),
 ]
+CachePlace = Annotated[
+    str, typer.Argument(metavar="RECIPE|FOLDER|URL", help="A recipe (.toml), or where caches lie: a folder or a URL.")
+]
+Part = Annotated[
+    str | None,
+    typer.Option("--part", metavar="I/N", help="Build every N-th epoch, from the I-th on; 1/4 for the first of four."),
+]
+Epochs = Annotated[
+    str | None, typer.Option("--epochs", metavar="A-B", help="Build these epochs, counted from 0; all unless given.")
+]
+CheckedSamples = Annotated[int, typer.Option("--samples", min=0, metavar="N", help="Views to ask the teacher again.")]

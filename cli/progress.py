@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from edgekd._group import launched
 from edgekd.cli.render import write
 from edgekd.cli.timing import Clock, clock_time, span
 
 if TYPE_CHECKING:
     from edgekd.pipeline._planned import PlannedStage
 
-__all__ = ["Display", "Lines", "Quiet", "watching"]
+__all__ = ["Display", "Lines", "Mute", "Quiet", "watching"]
 
 _EVERY_SECONDS = 5.0
 
@@ -64,6 +65,25 @@ class Quiet:
     def message(self, text: str) -> None:
         """One line."""
         write(self._stream, f"{text}\n")
+
+    def close(self, *, finished: bool) -> None:
+        """Nothing to end."""
+
+
+class Mute:
+    """Nothing: of several processes only the main one is seen."""
+
+    def plan(self, stages: Mapping[str, PlannedStage]) -> None:
+        """Ignored."""
+
+    def stage(self, name: str, *, cached: bool) -> None:
+        """Ignored."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Ignored."""
+
+    def message(self, text: str) -> None:
+        """Ignored."""
 
     def close(self, *, finished: bool) -> None:
         """Nothing to end."""
@@ -150,6 +170,8 @@ def _own_words() -> Iterator[None]:
 
 
 def _display(*, quiet: bool) -> Display:
+    if launched()[0] != 0:
+        return Mute()
     if quiet:
         return Quiet(sys.stderr)
     if sys.stderr.isatty() and not os.environ.get("CI"):

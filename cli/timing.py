@@ -28,6 +28,7 @@ class Clock:
         self._begun = now()
         self._started: float | None = None
         self._planned: dict[str, PlannedStage] = {}
+        self._told: list[float] = []  # the first fractions of this stage
         self._trained_seconds = self._trained_epochs = 0.0
 
     def plan(self, stages: Mapping[str, PlannedStage]) -> None:
@@ -37,6 +38,7 @@ class Clock:
     def stage(self, name: str, *, cached: bool) -> None:
         """A stage starts; a cached one takes no time and tells nothing about the others."""
         self.name, self.fraction = name, 0.0
+        self._told.clear()
         self._started = None if cached else self._now()
         if cached:
             self._planned.pop(name, None)
@@ -44,6 +46,8 @@ class Clock:
     def progress(self, done: int, total: int) -> None:
         """The current stage went on."""
         self.fraction = min(1.0, done / total) if total > 0 else 0.0
+        if len(self._told) < 2:
+            self._told.append(self.fraction)
 
     def end(self) -> float | None:
         """The current stage ends: its seconds, or None if none was at work."""
@@ -52,7 +56,7 @@ class Clock:
         seconds, stage = self._now() - self._started, self._planned.pop(self.name, None)
         if stage is not None and stage.epochs:
             self._trained_seconds += seconds
-            self._trained_epochs += stage.epochs
+            self._trained_epochs += stage.epochs * (1 - self._kept(stage))
         self._started = None
         return seconds
 
@@ -64,8 +68,8 @@ class Clock:
         """Seconds until the current stage ends; None while that cannot be told."""
         if self._started is None or not self.fraction:
             return None
-        seconds = self._now() - self._started
-        return seconds * (1 - self.fraction) / self.fraction if seconds >= _SETTLED_SECONDS else None
+        seconds, here = self._now() - self._started, self.fraction - self._kept(self._planned.get(self.name))
+        return seconds * (1 - self.fraction) / here if seconds >= _SETTLED_SECONDS and here > 0 else None
 
     def run_left(self) -> float | None:
         """Seconds until the run ends, by the pace of the training so far; None while that cannot be told."""
@@ -84,8 +88,15 @@ class Clock:
         current, here = self._planned.get(self.name), self.stage_left()
         if current is not None and current.epochs and self._started is not None and here is not None:
             seconds += self._now() - self._started + here
-            epochs += current.epochs
+            epochs += current.epochs * (1 - self._kept(current))
         return seconds / epochs if epochs else None
+
+    def _kept(self, stage: PlannedStage | None) -> float:
+        """The part of a training that an earlier process made: its first step here is not the first of all."""
+        if stage is None or not stage.epochs or len(self._told) < 2:
+            return 0.0
+        first, second = self._told
+        return max(0.0, first - (second - first))
 
     @staticmethod
     def _expected(stage: PlannedStage | None, pace: float | None) -> float:

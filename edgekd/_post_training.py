@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from edgekd import _group
 from edgekd._preparing import apply, corrected_network, folded, sqnr_db, with_quantizers
 from edgekd._quiet import quiet
 from edgekd._recalled import Memory, graph_hash, observed, recalled
@@ -142,18 +144,35 @@ def calibrate(
 
 
 def _observe(graph: GraphModule, batches: Iterable[Tensor], memory: Memory | None) -> int:
-    """Run a graph over batches and let its quantizers see; gives the number of samples."""
+    """Run a graph over batches and let its quantizers see; gives the number of samples.
+
+    Of several processes each looks at every so-many-th batch; then all know what all have seen.
+    """
     set_phase(graph, "observe")
     samples = 0
     with torch.no_grad():
-        for inputs in batches:
+        for inputs in itertools.islice(batches, _group.index(), None, _group.count()):
             graph(inputs)
             samples += len(inputs)
+    samples = sum(_group.gather(samples))
     if samples == 0:
         raise DataError("Calibration saw no data. Give quantize.calibration_samples at least one sample.")
-    if memory is not None:
+    _merge(graph)
+    if memory is not None and _group.is_main():
         memory.keep(graph_hash(graph), observed(graph))
     return samples
+
+
+def _merge(graph: GraphModule) -> None:
+    """Put together what the quantizers saw in several processes; counts add up exactly, in any order."""
+    if _group.count() == 1:
+        return
+    parts = _group.gather(observed(graph))
+    for name, one in quantizers(graph):
+        if isinstance(one, ActivationQuantizer):
+            one.forget()
+            for part in parts:
+                one.histogram.merge(part[name])
 
 
 class _Run:

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import FakeQuantizeBase
 
+from edgekd import _group
 from edgekd.calibration._fake_quantize import ActivationQuantizer, quantizers
 from edgekd.calibration._histogram import Histogram
 
@@ -38,9 +39,9 @@ def recalled(graph: GraphModule, memory: Memory | None) -> int:
 
     Args:
         graph: prepared; its activation quantizers have forgotten what they saw.
-        memory: what is known; None knows nothing.
+        memory: what is known; None knows nothing. Of several processes, what the main one knows counts for all.
     """
-    found = memory.recall(graph_hash(graph)) if memory is not None else None
+    found = _group.from_main(lambda: memory.recall(graph_hash(graph))) if memory is not None else None
     if found is None:
         return 0
     for name, one in quantizers(graph):

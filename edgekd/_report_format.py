@@ -12,6 +12,7 @@ __all__ = [
     "count",
     "duration",
     "flattened",
+    "mebibytes",
     "number",
     "p_value",
     "percent",
@@ -112,6 +113,15 @@ def size(size_bytes: int | None) -> str:
             break
         value /= 1024
     return f"{number(value)} {unit}"
+
+
+def mebibytes(value: float | None) -> str:
+    """Memory in MiB, or GiB from 1000 MiB on.
+
+    >>> mebibytes(412.34), mebibytes(2048.0)
+    ('412 MiB', '2.00 GiB')
+    """
+    return MISSING if value is None else size(round(value * 2**20))
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from edgekd._report_sensitivity import pareto
 from edgekd._report_shipped import TOP_OPERATORS, operator_groups
 from edgekd._report_tables import tables
 from edgekd._report_text import budget_sentence
+from edgekd._report_training import parts_chart
 from edgekd._table import TONES, label
 
 __all__ = ["html"]
@@ -183,6 +184,8 @@ def _table_charts(report: Report) -> dict[str, Markup]:
         charts["int8_vs_float"] = _speedup_chart(report.int8_vs_float)
     if report.mixed:
         charts["mixed"] = Markup("").join(pareto(one) for one in report.mixed.values())
+    if drawn := parts_chart(report.training):
+        charts["step_parts"] = drawn
     return charts
 
 

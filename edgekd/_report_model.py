@@ -24,6 +24,7 @@ __all__ = [
     "ParityRow",
     "Report",
     "Stage",
+    "TrainingCost",
     "Verdict",
 ]
 
@@ -211,6 +212,38 @@ class Curve(_Record):
     seed: int | None = None
 
 
+class TrainingCost(_Record):
+    """What one training stage cost, and where the time of its steps went.
+
+    Args:
+        epochs, steps: of the whole training.
+        seconds: of all epochs, validation included.
+        timed_steps: whose time is known by part; fewer than `steps` if the training was broken off and went on.
+        images_per_s: throughput of those steps, over all processes.
+        step_ms: mean time of one of them.
+        parts_ms: the same by part: data, transfer, cache, teacher, forward, backward, optimizer, other.
+        peak_memory_mib: highest resident memory of the stage's main process; None where that is not known.
+        gpu_memory_mib: highest memory that torch allocated on its GPU; None without one.
+        resumed_step: step after which it went on from a checkpoint; None for one that ran through.
+        compiled: the step ran compiled; None where the recipe did not ask for it.
+        compile_reason: why, or why not.
+    """
+
+    stage: str
+    epochs: int
+    steps: int
+    seconds: float
+    timed_steps: int = 0
+    images_per_s: float | None = None
+    step_ms: float | None = None
+    parts_ms: dict[str, float] = Field(default_factory=dict)
+    peak_memory_mib: float | None = None
+    gpu_memory_mib: float | None = None
+    resumed_step: int | None = None
+    compiled: bool | None = None
+    compile_reason: str | None = None
+
+
 class Lineage(_Record):
     """One artifact: what it is, the hash of its content (id), of what was asked (key), and what it was made from."""
 
@@ -223,11 +256,17 @@ class Lineage(_Record):
 
 
 class Stage(_Record):
-    """How long a stage took; a cached one was already there."""
+    """What a stage took when it was made; a cached one was already there.
+
+    Args:
+        peak_memory_mib, gpu_memory_mib: highest use of the main process; None where that is not known.
+    """
 
     stage: str
     seconds: float
     cached: bool
+    peak_memory_mib: float | None = None
+    gpu_memory_mib: float | None = None
 
 
 class Verdict(_Record):
@@ -266,6 +305,7 @@ class Report(_Record):
             "onnx_int8 tensorrt" where a rung exists for several targets).
         sensitivity: what int8 does to each layer, by target; with `quantize.max_drop`.
         mixed: which layers went back to float, by target, and every step of the search.
+        training: what each training stage cost, and where the time of a step went.
         environment: versions and the machine, free in depth.
         notes: what a reader must know before using a number.
     """
@@ -290,6 +330,7 @@ class Report(_Record):
     mobile: list[Mobile] = Field(default_factory=list)
     operators: list[Operator] = Field(default_factory=list)
     curves: list[Curve] = Field(default_factory=list)
+    training: list[TrainingCost] = Field(default_factory=list)
     lineage: list[Lineage] = Field(default_factory=list)
     stages: list[Stage] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekd import _report_format as text
-from edgekd._report_model import Operator, Report
-from edgekd._table import Cell, Table, Tone, cells, columns_of, label
+from edgekd._report_model import Operator, Report, Stage
+from edgekd._table import Cell, Table, Tone, cells, columns_of, label, without_empty
 
 __all__ = [
     "TOP_OPERATORS",
@@ -144,14 +144,29 @@ def engines(report: Report) -> Table:
 
 
 def stages(report: Report) -> Table:
-    """Time of each stage, and of this run."""
+    """Time and memory of each stage, and of this run."""
     rows = [
-        cells(row.stage, text.duration(row.seconds), "already there" if row.cached else "done") for row in report.stages
+        cells(
+            row.stage,
+            text.duration(row.seconds),
+            text.mebibytes(row.peak_memory_mib),
+            text.mebibytes(row.gpu_memory_mib),
+            "already there" if row.cached else "done",
+        )
+        for row in report.stages
     ]
+    made = [row for row in report.stages if not row.cached]
     if rows:
-        total = sum(row.seconds for row in report.stages if not row.cached)
-        rows.append(cells("this run", text.duration(total), ""))
-    return Table("stages", "Stages", columns_of("Stage", ">Time", "This run"), tuple(rows))
+        total = text.duration(sum(row.seconds for row in made))
+        rows.append(cells("this run", total, *(text.mebibytes(peak) for peak in _peaks(made)), ""))
+    columns = columns_of("Stage", ">Time", ">Peak memory", "~>Peak GPU memory", "This run")
+    return without_empty(Table("stages", "Stages", columns, tuple(rows)), "Peak memory", "Peak GPU memory")
+
+
+def _peaks(made: Sequence[Stage]) -> tuple[float | None, float | None]:
+    host = [row.peak_memory_mib for row in made if row.peak_memory_mib is not None]
+    gpu = [row.gpu_memory_mib for row in made if row.gpu_memory_mib is not None]
+    return max(host, default=None), max(gpu, default=None)
 
 
 def lineage(report: Report) -> Table:

@@ -8,6 +8,7 @@ from edgekd import _report_measured as measured
 from edgekd import _report_quality as quality
 from edgekd import _report_sensitivity as precision
 from edgekd import _report_shipped as shipped
+from edgekd import _report_training as training
 from edgekd._report_model import Report
 from edgekd._table import Table
 
@@ -36,6 +37,8 @@ def tables(report: Report) -> dict[str, Table]:
         shipped.operators,
         shipped.parity,
         shipped.engines,
+        training.cost,
+        training.step_parts,
         shipped.stages,
         shipped.lineage,
         shipped.environment,

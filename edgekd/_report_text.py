@@ -29,7 +29,7 @@ _TERMINAL = (
     "mixed",
     "parity",
 )
-_TERMINAL_LAST = ("engines", "stages")
+_TERMINAL_LAST = ("engines", "training", "stages")
 _STYLES = {"": "", "good": "green", "bad": "bold red", "unsure": "yellow"}
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgekd._report_format import MISSING
 from edgekd._report_model import Outcome
 
-__all__ = ["TONES", "Cell", "Column", "Table", "Tone", "cells", "columns_of", "label"]
+__all__ = ["TONES", "Cell", "Column", "Table", "Tone", "cells", "columns_of", "label", "without_empty"]
 
 Tone = Literal["", "good", "bad", "unsure"]
 TONES: dict[Outcome, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "unsure"}
@@ -66,3 +67,14 @@ def columns_of(*specs: str) -> tuple[Column, ...]:
         signs = spec[: len(spec) - len(name)]
         columns.append(Column(name, numeric=">" in signs, detail="~" in signs, prose="=" in signs))
     return tuple(columns)
+
+
+def without_empty(table: Table, *labels: str) -> Table:
+    """A table without those of the columns called `labels` that have a value in no row."""
+    kept = [
+        index
+        for index, column in enumerate(table.columns)
+        if column.label not in labels or any(row[index].text not in ("", MISSING) for row in table.rows)
+    ]
+    rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
+    return Table(table.key, table.title, tuple(table.columns[index] for index in kept), rows, table.note)

@@ -6,6 +6,7 @@ reading two separate intervals. All functions take and return values in memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from math import log10
 from statistics import mean, stdev
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd import _group
 from edgekd._intervals import exact_mcnemar_p, newcombe_interval, wilson_interval
 from edgekd._ladder import Estimate, McNemar, Paired, Parity, Predictions, Rung
 from edgekd.errors import DataError, GateFailed, MismatchError
@@ -40,6 +42,7 @@ __all__ = [
     "parity",
     "predict",
     "predict_runner",
+    "predict_shared",
     "rung",
 ]
 
@@ -57,6 +60,40 @@ def predict(forward: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -
     Raises:
         DataError, MismatchError, GateFailed: see `Predictions`.
     """
+    return _joined(*_computed(forward, batches))
+
+
+def predict_shared(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    samples: int,
+    batches: Callable[[torch.Tensor], Batches],
+    *,
+    batch_size: int = 256,
+) -> Predictions:
+    """The same over all samples of a split, each of several processes computing its part; all get the whole.
+
+    Batch i is computed by process i % count, whole: so the logits are, bit for bit, those of one process. Every process
+    calls it; the network is the same everywhere.
+
+    Args:
+        forward: see `predict`.
+        samples: size of the split.
+        batches: gives (inputs, labels, ids) batches of `batch_size` for indices in the split, int64, in their order.
+        batch_size: samples in a batch; the last one has the rest.
+
+    Raises:
+        DataError, MismatchError, GateFailed: see `Predictions`.
+    """
+    import torch
+
+    own = torch.split(torch.arange(samples), batch_size)[_group.index() :: _group.count()]
+    parts = _group.gather(_computed(forward, batches(torch.cat(own)) if own else ()))
+    logits, labels = (_in_turn([part[side] for part in parts]) for side in (0, 1))
+    return _joined(logits, labels)
+
+
+def _computed(forward: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -> tuple[list[Any], list[Any]]:
+    """Logits and labels of every batch."""
     import torch
 
     logits, labels = [], []
@@ -65,7 +102,13 @@ def predict(forward: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -
         for inputs, truth, _ in batches:
             logits.append(forward(inputs).detach().float().cpu().numpy())
             labels.append(truth.cpu().numpy())
-    return _joined(logits, labels)
+    return logits, labels
+
+
+def _in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """The first of every part, the second of every part, and so on; later parts may lack their last one."""
+    turns = itertools.zip_longest(*parts)
+    return [one for turn in turns for one in turn if one is not None]
 
 
 def predict_runner(runner: Runner, batches: Batches) -> Predictions:

@@ -24,6 +24,7 @@ from edgekd._report_model import (
     ParityRow,
     Report,
     Stage,
+    TrainingCost,
     Verdict,
 )
 from edgekd._sweep_model import Sweep, SweepRow
@@ -52,6 +53,7 @@ __all__ = [
     "Stage",
     "Sweep",
     "SweepRow",
+    "TrainingCost",
     "Verdict",
     "from_json",
     "fusion_of",

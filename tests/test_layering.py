@@ -25,6 +25,9 @@ SHARED = {
     "edgekd.taps",
     "edgekd.augment",
     "edgekd.batches",
+    "edgekd._sampling",  # batches, and the engine's share of them
+    "edgekd._step_clock",  # the engine, and what a step runs through
+    "edgekd._group",  # everything that several processes do together
     "edgekd.weights",
     "edgekd._quiet",  # models and operations
     "edgekd._files",  # weights and the engine's checkpoint
@@ -32,6 +35,7 @@ SHARED = {
     "edgekd._sealing",  # artifact
     "edgekd.catalog",
     "edgekd._settings",  # recipe
+    "edgekd._settings_training",  # recipe
     "edgekd.recipe",
     "edgekd.starter",  # writes the recipe that the user starts from
     "edgekd.templates",
@@ -40,6 +44,7 @@ MEMBER_PACKAGES = {catalog.package for catalog in CATALOGS.values()}
 OPERATIONS = {
     "edgekd.agreement",
     "edgekd.audit",
+    "edgekd.cache",
     "edgekd.distillation_quality",
     "edgekd.doctor",
     "edgekd.engine",
@@ -217,7 +222,7 @@ def test_private_files_are_imported_from_their_own_folder_or_from_above() -> Non
 
 def test_command_line_reaches_operations_by_their_public_files_only() -> None:
     # the plan that a progress display is told, and numbers that read the same in every rendering
-    allowed = {"edgekd.pipeline._planned", "edgekd._report_format"}
+    allowed = {"edgekd.pipeline._planned", "edgekd._report_format", "edgekd._group"}
     wrong = [
         edge
         for edge in EDGES
@@ -231,8 +236,8 @@ def test_command_line_reaches_operations_by_their_public_files_only() -> None:
     ("what", "owners", "is_it"),
     [
         ("seals artifacts", {"edgekd.pipeline._run"}, lambda call: call in ("seal", "artifact.seal")),
-        ("steps an optimizer", {"edgekd.engine"}, lambda call: call.endswith("optimizer.step")),
-        ("backpropagates", {"edgekd.engine"}, lambda call: call.endswith(".backward")),
+        ("steps an optimizer", {"edgekd._step"}, lambda call: call.endswith("optimizer.step")),
+        ("backpropagates", {"edgekd._step"}, lambda call: call.endswith(".backward")),
         # the cold-start probe is a script of its own, and its stdout is its answer to the process that started it
         (
             "prints",

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekd import _group
 from edgekd.artifact import Artifact, open_artifact
 from edgekd.errors import ArtifactError
 from edgekd.pipeline._bench_file import bench_file
+from edgekd.pipeline._cache_verbs import build_cache, show_cache, verify_cache
 from edgekd.pipeline._check import plan, ready
 from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
 from edgekd.pipeline._float_stages import mentor_stages, student_stages
@@ -23,6 +25,7 @@ from edgekd.pipeline._reporting import assemble
 from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
 from edgekd.pipeline._shipping import bench_stage, export_stage
 from edgekd.pipeline._sweep import SweepResult, check_sweep, sweep
+from edgekd.pipeline._watching import Watching
 from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
 
@@ -36,6 +39,7 @@ __all__ = [
     "SweepResult",
     "Watcher",
     "bench_file",
+    "build_cache",
     "check",
     "check_sweep",
     "combinations",
@@ -43,8 +47,10 @@ __all__ = [
     "quantize_file",
     "read_grid",
     "run",
+    "show_cache",
     "sweep",
     "verify",
+    "verify_cache",
     "write_report",
 ]
 
@@ -80,27 +86,35 @@ def run(
 ) -> RunResult:
     """Carry out a recipe up to a stage; stages whose result is there are skipped.
 
+    Processes that a launcher started (`torchrun`, `accelerate launch`) share the work: all train, the main one writes.
+
     Args:
         recipe: checked.
         out: the run's folder; made if it is not there.
         recipe_file: relative paths of the recipe start at its folder.
         until: the last stage.
         overwrite: go on in a folder that holds something else.
-        watcher: told about progress.
+        watcher: told about progress; in the main process only.
 
     Raises:
         EdgeKDError: see the errors of each stage; what was sealed before is kept.
     """
     with claimed(out, recipe, recipe_file, overwrite=overwrite):
-        work = Run(recipe, out, recipe_file, watcher or Silent())
+        work = Run(recipe, out, recipe_file, (watcher or Silent()) if _group.is_main() else Silent())
+        work.watching = Watching(out, recipe, work.watcher.message)
         last = _ORDER.index(until)
         ready(work, distills=last >= _ORDER.index("distill"), exports=last >= _ORDER.index("export"))
         _stages(work, until)
-        report = assemble(work, recipe.export.targets)
-        write_report(report, out)
-        if until == "report":  # before, they may be of a later stage that was stopped
-            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        report = _group.from_main(lambda: _reported(work, until))
     return RunResult(out, report, _exit_code(report, until))
+
+
+def _reported(work: Run, until: Stage) -> Report:
+    report = assemble(work, work.recipe.export.targets)
+    write_report(report, work.out)
+    if until == "report":  # before, they may be of a later stage that was stopped
+        shutil.rmtree(work.out / CHECKPOINTS, ignore_errors=True)
+    return report
 
 
 def check(recipe: Recipe, *, recipe_file: Path | None = None, out: Path | None = None) -> dict[str, Any]:

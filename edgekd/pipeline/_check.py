@@ -9,6 +9,7 @@ from torch import nn
 from edgekd import quantize
 from edgekd.errors import BackendMissing, UsageError, did_you_mean
 from edgekd.methods._base import Method
+from edgekd.pipeline._caching import check_cache
 from edgekd.pipeline._mentors import wanted
 from edgekd.pipeline._qat import qat_settings
 from edgekd.pipeline._quantize_plan import reduced_range
@@ -40,6 +41,7 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
         run.watcher.message(note)
     mentors = [_loaded(run, settings) for settings in wanted(run).values()]
     if distills:
+        check_cache(run, mentors)
         student = _loaded(run, recipe.student)
         for losses in filter(None, (recipe.distill.losses, recipe.quantize.losses)):
             method = run_method(run, student, mentors, losses, peer=lambda index: run.build(recipe.student, index))

@@ -1,32 +1,48 @@
-"""A run's folder: whose it is, that only one process works in it, and what a killed one left there."""
+"""A run's folder: whose it is, that only one command works in it, and what a killed one left there."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from edgekd import _group
 from edgekd.artifact import clear_leftovers, storage_errors
-from edgekd.errors import OverwriteRefused, UsageError
+from edgekd.errors import ArtifactError, OverwriteRefused, UsageError
 from edgekd.recipe import Recipe
 
-__all__ = ["CHECKPOINTS", "claimed", "write_whole_text"]
+__all__ = ["CHECKPOINTS", "await_artifact", "claimed", "write_whole_text"]
 
 CHECKPOINTS = ".checkpoints"
-_MARKER, _LOCK = "run.json", ".lock"
+_MARKER, _LOCK, _MANIFEST = "run.json", ".lock", "manifest.json"
+_SEEN_SECONDS = 60.0  # how long a shared folder may take to show what another host wrote
 
 
 @contextmanager
 def claimed(out: Path, recipe: Recipe, recipe_file: Path | None, *, overwrite: bool) -> Iterator[None]:
-    """Hold a run's folder for this process and mark it as this recipe's.
+    """Hold a run's folder for this command and mark it as this recipe's.
+
+    Processes that a launcher started meet here: the main one holds the folder, and the others wait until it does.
 
     Raises:
         OverwriteRefused: it holds something else, or another recipe's run.
-        UsageError: another process is at work in it.
+        UsageError: another command is at work in it.
+        BackendMissing: another process cannot be reached, or went away in the middle.
     """
+    _group.join(cpu=recipe.compute.device == "cpu" or not torch.cuda.is_available())
+    with _group.losing_contact(), ExitStack() as held:
+        _group.from_main(lambda: held.enter_context(_held(out, recipe, recipe_file, overwrite=overwrite)))
+        yield
+
+
+@contextmanager
+def _held(out: Path, recipe: Recipe, recipe_file: Path | None, *, overwrite: bool) -> Iterator[None]:
     marker = out / _MARKER
     own = {"name": recipe.name, "recipe_file": str(recipe_file.resolve()) if recipe_file else None}
     if out.exists() and not out.is_dir():
@@ -47,8 +63,26 @@ def claimed(out: Path, recipe: Recipe, recipe_file: Path | None, *, overwrite: b
             yield
 
 
+def await_artifact(path: Path) -> None:
+    """Wait until this host sees an artifact that the main process published, on a folder that hosts share.
+
+    Raises:
+        ArtifactError: it does not.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not (path / _MANIFEST).exists():
+        if time.monotonic() > deadline:
+            raise ArtifactError(
+                f"{path} was written by the main process, but process {_group.index()} does not see it. Put the run's"
+                " folder on storage that every host shares."
+            )
+        time.sleep(0.05)
+
+
 def write_whole_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file whole or not at all; of several processes, only the main one does."""
+    if not _group.is_main():
+        return
     with storage_errors(path):
         part = path.with_name(f".{path.name}.part")
         part.write_text(text, encoding="utf-8")

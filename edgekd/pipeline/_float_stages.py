@@ -12,6 +12,7 @@ from edgekd.artifact import Artifact, Draft, file_hash
 from edgekd.engine import FitResult
 from edgekd.evaluate import accuracy
 from edgekd.methods._base import Method
+from edgekd.pipeline._caching import deciding, fill_cache, lessons
 from edgekd.pipeline._exits import write_exits
 from edgekd.pipeline._mentors import Mentor, assistant_name, parents_of, teacher_name
 from edgekd.pipeline._ready_made import (
@@ -67,7 +68,7 @@ def teacher_stage(run: Run, settings: TeacherSettings, name: str) -> Mentor:
     """A teacher: trained by the recipe, taken from its weights file, or ready-made."""
     if is_ready_made(run, settings):
         return Mentor(name, settings, _ready_made_stage(run, settings, name))
-    shared = {"teacher": settings.model_dump(mode="json"), "seed": run.recipe.seed, **_computing(run)}
+    shared = {"teacher": _mentor(settings, settings.train), "seed": run.recipe.seed, **_computing(run)}
     if settings.weights is not None:
         path = weights_path(run, settings)
         # the content decides, not the path: other weights under the same name are another teacher
@@ -83,7 +84,8 @@ def teacher_stage(run: Run, settings: TeacherSettings, name: str) -> Mentor:
             history = _train_alone(run, network, settings.train, run.recipe.seed, checkpoint)
         write_model(run, draft, network, history)
 
-    return Mentor(name, settings, run.stage(name, kind="checkpoint", settings=shared, parents={}, make=make))
+    made = run.stage(name, kind="checkpoint", settings=shared, parents={}, make=make, everywhere=True)
+    return Mentor(name, settings, made)
 
 
 def _ready_made_stage(run: Run, settings: TeacherSettings, name: str) -> Artifact:
@@ -107,9 +109,9 @@ def _ready_made_stage(run: Run, settings: TeacherSettings, name: str) -> Artifac
 def _assistant(run: Run, chosen: AssistantSettings, name: str, mentors: Sequence[Mentor]) -> Mentor:
     train = chosen.train or run.recipe.distill.train
     settings = {
-        "assistant": chosen.model_dump(mode="json"),
+        "assistant": _mentor(chosen, chosen.train),
         **_distilling(run),
-        "train": train.model_dump(mode="json"),
+        "train": train.deciding(),
         "seed": run.recipe.seed,
         **_computing(run),
     }
@@ -125,7 +127,9 @@ def _assistant(run: Run, chosen: AssistantSettings, name: str, mentors: Sequence
         history = training(run, method, train, seed=run.recipe.seed, checkpoint=checkpoint)
         write_model(run, draft, method.exported(), history)
 
-    made = run.stage(name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make)
+    made = run.stage(
+        name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make, everywhere=True
+    )
     return Mentor(name, chosen, made)
 
 
@@ -147,7 +151,7 @@ def student_stages(run: Run, mentors: Sequence[Mentor]) -> tuple[Artifact, Artif
 def _alone(run: Run, name: str, seed: int) -> Artifact:
     settings = {
         **_student(run),
-        "train": run.recipe.distill.train.model_dump(mode="json"),
+        "train": run.recipe.distill.train.deciding(),
         "seed": seed,
         **_computing(run),
     }
@@ -159,7 +163,7 @@ def _alone(run: Run, name: str, seed: int) -> Artifact:
 
     # a student that starts as a part of the teacher is another one if the teacher is
     parents = {"teacher": run.made["teacher"]} if learns_from_weights(run, run.recipe.student) else {}
-    return run.stage(name, kind="checkpoint", settings=settings, parents=parents, make=make)
+    return run.stage(name, kind="checkpoint", settings=settings, parents=parents, make=make, everywhere=True)
 
 
 def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Artifact:
@@ -167,20 +171,30 @@ def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Art
     settings = {
         **_student(run),
         **_distilling(run),
-        "train": distill.train.model_dump(mode="json"),
+        "train": distill.train.deciding(),
         "seed": seed,
         **_computing(run),
+        **deciding(run),
     }
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        method = run_method(
-            run,
-            initial(run, run.recipe.student, seed),
-            networks_of(run, mentors),
-            distill.losses,
-            peer=lambda index: initial(run, run.recipe.student, seed + _APART * index),
-        )
-        history = training(run, method, distill.train, seed=seed, checkpoint=checkpoint)
+        with lessons(run, mentors, distill.losses, distill.train) as given:
+            method = run_method(
+                run,
+                initial(run, run.recipe.student, seed),
+                given.teachers,
+                distill.losses,
+                peer=lambda index: initial(run, run.recipe.student, seed + _APART * index),
+            )
+            history = training(
+                run,
+                method,
+                distill.train,
+                seed=seed,
+                checkpoint=checkpoint,
+                batches_seed=given.batches_seed,
+                views=given.views,
+            )
         write_model(run, draft, _picked(run, draft, method), history)
         if companions := method.companions():
             save_weights(draft.folder / COMPANIONS, companions, metadata={})
@@ -188,7 +202,10 @@ def _distilled(run: Run, name: str, mentors: Sequence[Mentor], seed: int) -> Art
             example = example_inputs(run, 2)
             write_exits(run, draft, exits, lambda network: predicted(run, network, run.data.test), example)
 
-    return run.stage(name, kind="checkpoint", settings=settings, parents=parents_of(mentors), make=make)
+    parents = parents_of(mentors)
+    if distill.cache is not None and not run.open_only and not run.is_there(name, "checkpoint", settings, parents):
+        fill_cache(run, mentors, distill.train)
+    return run.stage(name, kind="checkpoint", settings=settings, parents=parents, make=make, everywhere=True)
 
 
 def _picked(run: Run, draft: Draft, method: Method) -> nn.Module:
@@ -213,12 +230,18 @@ def _train_alone(run: Run, network: nn.Module, settings: TrainSettings, seed: in
     return training(run, method, settings, seed=seed, checkpoint=checkpoint)
 
 
+def _mentor(settings: TeacherSettings | AssistantSettings, train: TrainSettings | None) -> dict[str, Any]:
+    return {**settings.model_dump(mode="json"), "train": None if train is None else train.deciding()}
+
+
 def _computing(run: Run) -> dict[str, Any]:
     """What else changes a trained network: augmentation and arithmetic."""
     return {
         "augment": run.recipe.data.augment.model_dump(mode="json"),
         "precision": run.recipe.compute.precision,
         "device": run.device.type,
+        # compiled arithmetic rounds in other places
+        **({"compile": run.recipe.compute.compile} if run.recipe.compute.compile != "off" else {}),
     }
 
 

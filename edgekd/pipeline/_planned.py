@@ -53,7 +53,11 @@ def planned(recipe: Recipe, until: Stage) -> dict[str, PlannedStage]:
         suffix = f"-seed{recipe.seed + index}" if index else ""
         if distill.baseline:
             stages[f"student_alone{suffix}"] = PlannedStage(epochs=distill.train.epochs)
-        stages[f"student{suffix}"] = PlannedStage(epochs=_DISTILL * distill.train.epochs)
+        if distill.cache is not None and not index:
+            kept = min(distill.cache.epochs or distill.train.epochs, distill.train.epochs)
+            stages["cache"] = PlannedStage(epochs=(_DISTILL - 1.0) * kept)
+        pace = _DISTILL if distill.cache is None else 1.0
+        stages[f"student{suffix}"] = PlannedStage(epochs=pace * distill.train.epochs)
     stages["quality"] = _QUALITY
     if until == "distill":
         return stages

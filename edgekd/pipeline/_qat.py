@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,7 @@ from edgekd import quantize
 from edgekd.artifact import Artifact
 from edgekd.calibration._fake_quantize import Phase
 from edgekd.engine import FitResult, Hooks
+from edgekd.pipeline._caching import Lessons, fill_cache, lessons, unfit
 from edgekd.pipeline._mentors import Mentor
 from edgekd.pipeline._quantize_plan import losses_of, taps_of
 from edgekd.pipeline._run import Run
@@ -57,19 +59,56 @@ def train(
     checkpoint: Path,
 ) -> FitResult:
     """Train a calibrated graph in place; it ends in the phase `frozen`."""
-    chosen = run.recipe.quantize
     quantize.set_phase(graph, "frozen")
-    if chosen.ranges == "learned":
-        quantize.learn_ranges(graph, rate=chosen.scale_rate)
+    if run.recipe.quantize.ranges == "learned":
+        quantize.learn_ranges(graph, rate=run.recipe.quantize.scale_rate)
     guard = _guard(run, graph)
+    with _lessons(run, mentors, settings) as given:
+        method = run_method(
+            run,
+            TupleOutputs(graph, taps_of(run)),
+            given.teachers,
+            losses_of(run),
+            peer=lambda index: network_of(run, run.recipe.student, float_student),
+        )
+        result = training(
+            run,
+            method,
+            settings,
+            seed=run.recipe.seed,
+            checkpoint=checkpoint,
+            augment=augment_of(run),
+            hooks=_hooks(run, graph, guard),
+            companions=companions_of(float_student),
+            batches_seed=given.batches_seed,
+            views=given.views,
+        )
+    if guard is not None:
+        guard.close()
+    quantize.settle_ranges(graph)
+    quantize.set_phase(graph, "frozen")
+    return result
+
+
+@contextmanager
+def _lessons(run: Run, mentors: Sequence[Mentor], settings: TrainSettings) -> Iterator[Lessons]:
+    """The float student's cache where it is of the views that are shown now, else the networks."""
+    reason = unfit(run, losses_of(run), settings, same_views=augment_of(run) == run.recipe.data.augment)
+    if reason is not None:
+        if run.recipe.distill.cache is not None:
+            run.watcher.message(f"The int8 student learns from the teacher itself and not from the cache: {reason}.")
+        yield Lessons(networks_of(run, mentors))
+        return
+    run.watcher.message("The int8 student learns from the cache of the teacher's answers.")
+    fill_cache(run, mentors, settings, as_stage=False)
+    with lessons(run, mentors, losses_of(run), settings) as given:
+        yield given
+
+
+def _hooks(run: Run, graph: GraphModule, guard: quantize.OscillationGuard | None) -> Hooks:
+    """What moves the phases of a prepared graph while it trains."""
+    chosen = run.recipe.quantize
     moving: Phase = "learn" if chosen.ranges == "learned" else "track"
-    method = run_method(
-        run,
-        TupleOutputs(graph, taps_of(run)),
-        networks_of(run, mentors),
-        losses_of(run),
-        peer=lambda index: network_of(run, run.recipe.student, float_student),
-    )
 
     def on_step(progress: float) -> None:
         # learned scales learn to the end; followed ranges must stand still while the weights settle
@@ -82,24 +121,9 @@ def train(
         """A prepared graph has none; between epochs its ranges stand still, so that validation moves nothing."""
         quantize.set_phase(graph, "frozen")
 
-    hooks = Hooks(on_step=on_step, set_training=no_modes)
-    if guard is not None:
-        hooks = Hooks(on_step=on_step, set_training=no_modes, terms=guard.terms)
-    result = training(
-        run,
-        method,
-        settings,
-        seed=run.recipe.seed,
-        checkpoint=checkpoint,
-        augment=augment_of(run),
-        hooks=hooks,
-        companions=companions_of(float_student),
-    )
-    if guard is not None:
-        guard.close()
-    quantize.settle_ranges(graph)
-    quantize.set_phase(graph, "frozen")
-    return result
+    if guard is None:
+        return Hooks(on_step=on_step, set_training=no_modes)
+    return Hooks(on_step=on_step, set_training=no_modes, terms=guard.terms)
 
 
 def _guard(run: Run, graph: GraphModule) -> quantize.OscillationGuard | None:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from edgekd import quantize
+from edgekd import _group, quantize
 from edgekd._transfer import transfer, transfer_weights
 from edgekd.artifact import Artifact, Draft
-from edgekd.batches import evaluation_batches
+from edgekd.batches import EvaluationBatch, evaluation_batches
+from edgekd.datasets._base import Samples
 from edgekd.engine import FitResult
-from edgekd.evaluate import accuracy, predict
+from edgekd.evaluate import Predictions, accuracy, predict_shared
 from edgekd.pipeline._calibration_samples import chosen_ids
 from edgekd.pipeline._kept_statistics import RunStatistics
 from edgekd.pipeline._mentors import Mentor, parents_of
@@ -51,7 +52,7 @@ def quantize_stages(
         first: the quantized artifact of the recipe's first target, None for that target itself.
     """
     chosen, teacher = run.recipe.quantize, mentors[0].artifact
-    plan = planned(run, target)
+    plan = _group.from_main(lambda: planned(run, target))  # it depends on the processor, and hosts may differ
     again = None if first is None or chosen.mode == "ptq" else _again(run, plan, plan_of(first))
     if again is not None and first is not None:
         ptq = _ptq(run, plan, teacher, student)
@@ -101,7 +102,9 @@ def _ptq(run: Run, plan: Plan, teacher: Artifact, student: Artifact) -> Artifact
     parents = {"student": student}
     if chosen.selection == "k_center":
         parents["teacher"] = teacher
-    return run.stage(f"int8_ptq-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
+    return run.stage(
+        f"int8_ptq-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make, everywhere=True
+    )
 
 
 def _qat(run: Run, plan: Plan, mentors: Sequence[Mentor], student: Artifact, ptq: Artifact) -> Artifact:
@@ -109,7 +112,7 @@ def _qat(run: Run, plan: Plan, mentors: Sequence[Mentor], student: Artifact, ptq
     chosen = run.recipe.quantize
     settings = {
         "plan": plan.model_dump(mode="json"),
-        "train": settings_of_training.model_dump(mode="json"),
+        "train": settings_of_training.deciding(),
         "losses": [loss.model_dump(mode="json") for loss in losses_of(run)],
         "method": run.recipe.distill.method,
         **({"method_options": run.recipe.distill.method_options} if run.recipe.distill.method_options else {}),
@@ -134,7 +137,9 @@ def _qat(run: Run, plan: Plan, mentors: Sequence[Mentor], student: Artifact, ptq
         _write(run, draft, graph if kept == "int8" else start, history, trained)
 
     parents = {**parents_of(mentors), "student": student, "int8_ptq": ptq}
-    return run.stage(f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
+    return run.stage(
+        f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make, everywhere=True
+    )
 
 
 def _again(run: Run, plan: Plan, source: Plan) -> Plan | None:
@@ -162,7 +167,9 @@ def _second(run: Run, plan: Plan, student: Artifact, ptq: Artifact, first: Artif
 
     settings = {"plan": plan.model_dump(mode="json"), "seed": run.recipe.seed}
     parents = {"student": student, "int8_ptq": ptq, "trained": first}
-    return run.stage(f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make)
+    return run.stage(
+        f"int8-{plan.target}", kind="quantized", settings=settings, parents=parents, make=make, everywhere=True
+    )
 
 
 def _calibration(run: Run, ids: torch.Tensor) -> Callable[[], Iterator[torch.Tensor]]:
@@ -183,8 +190,7 @@ def _write(run: Run, draft: Draft, graph: GraphModule, history: FitResult | None
     program = quantize.convert(graph, example_inputs(run, 2), numerics=plan.numerics(run))
     save_weights(draft.folder / WEIGHTS, graph, metadata={"edgekd.spec": run.spec.model_dump_json()})
     (draft.folder / "ranges.json").write_text(json.dumps(quantize.ranges(graph), indent=1), encoding="utf-8")
-    batches = evaluation_batches(run.data.test, run.data.preprocessing)
-    write_predictions(draft, predict(program, batches))
+    write_predictions(draft, _predicted(run, program, run.data.test))
     write_history(draft, history)
     draft.spec = run.spec
     metrics: dict[str, Any] = {
@@ -197,5 +203,17 @@ def _write(run: Run, draft: Draft, graph: GraphModule, history: FitResult | None
 
 def validate(run: Run, graph: GraphModule) -> float:
     """Accuracy of a prepared graph on the validation split, in [0, 1]."""
-    batches = evaluation_batches(run.data.val, run.data.preprocessing, device=run.device)
-    return accuracy(predict(lambda inputs: graph(inputs)[0], batches)).value
+    return accuracy(_predicted(run, lambda inputs: graph(inputs)[0], run.data.val, device=run.device)).value
+
+
+def _predicted(
+    run: Run,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    samples: Samples,
+    *,
+    device: torch.device | str = "cpu",
+) -> Predictions:
+    def batches(ids: torch.Tensor) -> Iterator[EvaluationBatch]:
+        return evaluation_batches(samples, run.data.preprocessing, device=device, ids=ids)
+
+    return predict_shared(forward, len(samples), batches)

@@ -13,6 +13,7 @@ from edgekd._sensitivity_model import MixedPrecision, Sensitivity
 from edgekd.artifact import Artifact
 from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
 from edgekd.pipeline._bench_rows import int8_vs_float_rows, latency_rows, mobile_rows, operator_rows
+from edgekd.pipeline._cost_rows import stage_row, training_costs
 from edgekd.pipeline._mentors import wanted
 from edgekd.pipeline._mixing import MIXED, SENSITIVITY
 from edgekd.pipeline._quality import quality_of
@@ -29,7 +30,6 @@ from edgekd.report import (
     ParityRow,
     Report,
     Rung,
-    Stage,
     Verdict,
 )
 
@@ -78,8 +78,9 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
         mobile=[row for target, bench in benches.items() for row in mobile_rows(target, bench)],
         operators=[row for target, bench in benches.items() for row in operator_rows(target, bench)],
         curves=[row for name, artifact in run.made.items() for row in _curves(name, artifact)],
+        training=[row for name, artifact in run.made.items() for row in training_costs(name, artifact)],
         lineage=[_lineage(run, name, artifact) for name, artifact in run.made.items()],
-        stages=[Stage(stage=time.stage, seconds=round(time.seconds, 2), cached=time.cached) for time in run.times],
+        stages=[stage_row(run, time) for time in run.times],
         environment=run.environment,
         notes=_notes(run, targets),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +18,16 @@ import torch
 from torch import nn
 
 import edgekd
+from edgekd import _group
+from edgekd._checkpoint import forget
 from edgekd.artifact import Artifact, Draft, content_hash, file_hash, open_artifact, seal
 from edgekd.catalog import CATALOGS, user_code_beside
 from edgekd.datasets._base import DataBundle, Wanted
-from edgekd.errors import ArtifactError, BackendMissing, UsageError
+from edgekd.errors import ArtifactError, BackendMissing, MismatchError, UsageError
 from edgekd.export import model_spec
 from edgekd.models._base import ModelFactory
-from edgekd.pipeline._claim import CHECKPOINTS
+from edgekd.pipeline._claim import CHECKPOINTS, await_artifact
+from edgekd.pipeline._watching import PeakMemory, Watching
 from edgekd.recipe import ModelSettings, Recipe
 from edgekd.spec import ModelSpec
 from edgekd.weights import load_weights
@@ -85,6 +90,7 @@ class Run:
         recipe_file: where the recipe came from; relative paths in it start at its folder.
         watcher: told about progress.
         open_only: make nothing; a stage that is not there raises `NotThere`.
+        watching: writes down what happens; None where nothing is made.
     """
 
     recipe: Recipe
@@ -92,6 +98,7 @@ class Run:
     recipe_file: Path | None
     watcher: Watcher
     open_only: bool = False
+    watching: Watching | None = None
     times: list[StageTime] = field(default_factory=list)
     made: dict[str, Artifact] = field(default_factory=dict)
 
@@ -102,13 +109,14 @@ class Run:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where training and evaluation compute."""
+        """Where training and evaluation compute; each of several processes on a host has a GPU of its own."""
         asked = self.recipe.compute.device
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
         if asked == "cuda" and not torch.cuda.is_available():
             raise BackendMissing("compute.device is 'cuda', but torch finds no CUDA device here. Set it to 'cpu'.")
-        return torch.device(asked)
+        several = asked == "cuda" and _group.count() > 1
+        return torch.device(asked, _group.local_index()) if several else torch.device(asked)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -202,6 +210,7 @@ class Run:
         settings: Mapping[str, Any],
         parents: Mapping[str, Artifact],
         make: Callable[[Draft, Path], None],
+        everywhere: bool = False,
     ) -> Artifact:
         """The artifact of a stage: opened if it is there, made if not.
 
@@ -211,12 +220,19 @@ class Run:
             settings: all that decides the result, as plain values; with the parents it makes the key.
             parents: by role.
             make: fills the draft; its second argument is a checkpoint file that survives a crash.
+            everywhere: every process takes part in the work, and the main one's draft is sealed. Otherwise the main one
+                works alone, and the others wait for it.
+
+        Raises:
+            MismatchError: the processes do not work on the same.
         """
-        key = self.key(name, settings, parents)
+        key, found = self._found(name, kind, self.key(name, settings, parents), everywhere=everywhere)
         path = self.out / f"{name}-{key[:8]}"
-        if (found := self._open(path, kind, key)) is not None:
+        if found is not None:
             if not self.open_only:
                 self.watcher.stage(name, cached=True)
+                if self.watching is not None:
+                    self.watching.already_there(name, path.name)
             self.times.append(StageTime(name, found.manifest.seconds, cached=True))
             self.made[name] = found
             return found
@@ -225,22 +241,45 @@ class Run:
         self.watcher.stage(name, cached=False)
         started = time.monotonic()
         checkpoint = self.out / CHECKPOINTS / f"{name}-{key[:8]}.pt"
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        links = [artifact.as_parent(role) for role, artifact in parents.items()]
-        with seal(
-            path,
-            kind=kind,
-            stage=name,
-            key=key,
-            parents=links,
-            recipe=settings,
-            environment=self.environment,
-        ) as draft:
-            make(draft, checkpoint)
-        checkpoint.unlink(missing_ok=True)
+
+        def sealed() -> Artifact:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            links = [artifact.as_parent(role) for role, artifact in parents.items()]
+            followed = nullcontext(PeakMemory()) if self.watching is None else self.watching.stage(name, path.name)
+            with (
+                followed as memory,
+                seal(
+                    path,
+                    kind=kind,
+                    stage=name,
+                    key=key,
+                    parents=links,
+                    recipe=settings,
+                    environment=self.environment,
+                ) as draft,
+            ):
+                make(draft, checkpoint)
+                draft.metrics |= memory.mib()
+            forget(checkpoint)
+            return open_artifact(path, kind=kind, verify=False)
+
+        self.made[name] = _made_together(sealed, lambda draft: make(draft, checkpoint), everywhere=everywhere)
+        await_artifact(path)
         self.times.append(StageTime(name, time.monotonic() - started, cached=False))
-        self.made[name] = open_artifact(path, kind=kind, verify=False)
         return self.made[name]
+
+    def _found(self, name: str, kind: str, key: str, *, everywhere: bool) -> tuple[str, Artifact | None]:
+        """The key and the artifact if it is there: what the main process asks for and sees counts for all."""
+        path = self.out / f"{name}-{key[:8]}"
+        asked, found = _group.from_main(lambda: (key, self._open(path, kind, key)))
+        if everywhere and asked != key:
+            raise MismatchError(
+                f"Process {_group.index()} would make another {name} than the main process: the recipe, the data or"
+                " edgekd differ from host to host. Give every host the same."
+            )
+        if found is not None:
+            await_artifact(found.path)
+        return asked, found
 
     def key(self, name: str, settings: Mapping[str, Any], parents: Mapping[str, Artifact]) -> str:
         """Hash of all that decides a stage's result."""
@@ -258,8 +297,7 @@ class Run:
 
     def is_there(self, name: str, kind: str, settings: Mapping[str, Any], parents: Mapping[str, Artifact]) -> bool:
         """Whether a stage would be skipped."""
-        key = self.key(name, settings, parents)
-        return self._open(self.out / f"{name}-{key[:8]}", kind, key) is not None
+        return self._found(name, kind, self.key(name, settings, parents), everywhere=False)[1] is not None
 
     def _open(self, path: Path, kind: str, key: str) -> Artifact | None:
         if not path.exists():
@@ -282,6 +320,25 @@ class Run:
                 " the recipe."
             )
         return entry.member, entry.argument
+
+
+def _made_together(sealed: Callable[[], Artifact], make: Callable[[Draft], None], *, everywhere: bool) -> Artifact:
+    """What the main process seals; the others help to make it, or wait.
+
+    Args:
+        sealed: makes, seals and opens it.
+        make: only makes it.
+        everywhere: the others make it too, and throw their drafts away.
+    """
+    if not everywhere:
+        return _group.from_main(sealed)
+    made = []
+    if _group.is_main():
+        made.append(sealed())
+    else:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            make(Draft(Path(folder), None, {}))
+    return _group.from_main(lambda: made[0])
 
 
 def environment() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from edgekd.pipeline._float_stages import mentor_stages, student_stages
 from edgekd.pipeline._grid import Combination, Grid
 from edgekd.pipeline._run import Run, Silent, Watcher
 from edgekd.pipeline._training import PREDICTIONS, history_of, predictions_of
+from edgekd.pipeline._watching import Watching
 from edgekd.recipe import Recipe
 from edgekd.report import render_sweep_markdown, sweep_to_json
 
@@ -69,7 +70,9 @@ def sweep(
         runs = _runs(chosen, out, recipe_file, watcher)
         _all_ready(chosen, runs)
         found = _Found(_grid(chosen))
+        watching = Watching(out, recipe, watcher.message)
         for one, run in zip(chosen, runs, strict=True):
+            run.watching = watching
             found.add(one, run)
         result = Sweep(
             name=recipe.name,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from edgekd.artifact import Artifact, Draft, open_artifact
-from edgekd.batches import Batches, evaluation_batches
-from edgekd.engine import FitResult, Hooks, Tick, check_compatible, fit
+from edgekd.batches import Batches, EvaluationBatch, evaluation_batches
+from edgekd.engine import EpochRecord, FitResult, Hooks, Tick, check_compatible, fit
 from edgekd.errors import ArtifactError
-from edgekd.evaluate import Predictions, accuracy, predict
+from edgekd.evaluate import Predictions, accuracy, predict_shared
 from edgekd.losses._base import Split
 from edgekd.methods._base import Context, Method, WeightedLoss
 from edgekd.pipeline._mentors import Mentor
@@ -24,6 +25,7 @@ from edgekd.pipeline._ready_made import (
     is_ready_made,
 )
 from edgekd.pipeline._run import WEIGHTS, Run
+from edgekd.pipeline._watching import note_of
 from edgekd.recipe import (
     AugmentSettings,
     LossSettings,
@@ -101,26 +103,51 @@ def training(
     augment: AugmentSettings | None = None,
     hooks: Hooks | None = None,
     companions: Mapping[str, torch.Tensor] | None = None,
+    batches_seed: int | None = None,
+    views: int | None = None,
 ) -> FitResult:
-    """Train a method on the run's training split, validating after every epoch."""
+    """Train a method on the run's training split, validating after every epoch.
+
+    Args:
+        run: the run.
+        method: not prepared yet.
+        settings: optimizer, schedule and length.
+        seed: of everything random.
+        checkpoint: see `engine.fit`.
+        augment: None for the recipe's.
+        hooks: see `engine.fit`.
+        companions: see `engine.fit`.
+        batches_seed: of order and augmentation; None for `seed`.
+        views: epochs after which order and augmentation repeat; None for never.
+    """
     data = run.data
     batches = Batches(
         data.train,
         batch_size=settings.batch_size,
         classes=len(data.classes),
         preprocessing=data.preprocessing,
-        seed=seed,
+        seed=seed if batches_seed is None else batches_seed,
         augment=augment or run.recipe.data.augment,
+        device=run.device,
         label_smoothing=settings.label_smoothing,
         sampling=type(method).sampling,
+        views=views,
     )
 
     def validate(network: nn.Module) -> float:
         return accuracy(predicted(run, network, data.val)).value
 
     def tell(tick: Tick) -> None:
-        loss = "" if tick.loss is None else f", loss {tick.loss:.3f}"
-        run.watcher.progress(tick.step, tick.steps, f"epoch {tick.epoch + 1}/{tick.epochs}{loss}")
+        run.watcher.progress(tick.step, tick.steps, note_of(tick))
+        if run.watching is not None:
+            run.watching.on_step(tick)
+
+    hooks = hooks or Hooks()
+
+    def on_epoch(record: EpochRecord) -> None:
+        if run.watching is not None:
+            run.watching.on_epoch(record)
+        hooks.on_epoch(record)
 
     return fit(
         method,
@@ -131,7 +158,7 @@ def training(
         evaluate=validate,
         checkpoint=checkpoint,
         tag=checkpoint.name,
-        hooks=hooks,
+        hooks=dataclasses.replace(hooks, on_epoch=on_epoch),
         progress=tell,
         companions=companions,
     )
@@ -221,10 +248,14 @@ def initial(run: Run, settings: ModelSettings, seed: int) -> nn.Module:
 
 
 def predicted(run: Run, network: nn.Module, samples: Any) -> Predictions:
-    batches = evaluation_batches(samples, run.data.preprocessing, device=run.device)
+    """What a network answers on a split; of several processes, each computes its part."""
     if not isinstance(network, torch.fx.GraphModule):
         network.to(run.device)
-    return predict(lambda inputs: logits_of(network(inputs)), batches)
+
+    def batches(ids: torch.Tensor) -> Iterator[EvaluationBatch]:
+        return evaluation_batches(samples, run.data.preprocessing, device=run.device, ids=ids)
+
+    return predict_shared(lambda inputs: logits_of(network(inputs)), len(samples), batches)
 
 
 def weights_path(run: Run, settings: ModelSettings) -> Path:

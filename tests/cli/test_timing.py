@@ -52,6 +52,28 @@ def test_stage_left_is_unknown_while_the_first_second_runs(hand: Hand) -> None:
     assert clock.stage_left() is None
 
 
+def test_training_that_goes_on_counts_only_what_it_does_here(hand: Hand) -> None:
+    clock = Clock(hand)
+    clock.plan({"teacher": PlannedStage(epochs=10), "student": PlannedStage(epochs=20)})
+    clock.stage("teacher", cached=False)
+    for step in range(81, 91):  # of 100; a process before this one made 80
+        hand.seconds += 2
+        clock.progress(step, 100)
+    assert clock.stage_left() == pytest.approx(20)  # 10 steps of 2 s
+    assert clock.run_left() == pytest.approx(20 + 20 * 20)  # an epoch is 10 steps
+    for step in range(91, 101):
+        hand.seconds += 2
+        clock.progress(step, 100)
+    assert clock.end() == pytest.approx(40)
+    clock.stage("student", cached=False)
+    assert clock.run_left() is None  # nothing comes after it
+    hand.seconds += 1
+    clock.progress(1, 200)
+    hand.seconds += 1
+    clock.progress(2, 200)
+    assert clock.stage_left() == pytest.approx(198)
+
+
 def test_run_left_uses_the_pace_of_training(hand: Hand) -> None:
     clock = Clock(hand)
     clock.plan(
