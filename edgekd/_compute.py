@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from edgekd import _group
 from edgekd.errors import BackendMissing, UsageError
 from edgekd.recipe import ComputeSettings
 from edgekd.taps import probe, tapped
@@ -23,9 +24,13 @@ def accelerator(compute: ComputeSettings) -> Accelerator:
             "compute.device is 'cuda', but torch finds no CUDA device here. Set compute.device = 'cpu', or install a"
             " torch built for CUDA."
         )
+    cpu = compute.device == "cpu" or not torch.cuda.is_available()
+    _group.join(cpu=cpu)
+    # every process has what it needs of the buffers: batch statistics are of all rows, or made one at an epoch's end
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     try:
         # precision is applied by this module: accelerate fixes it for the whole process at its first use
-        return Accelerator(cpu=compute.device == "cpu", mixed_precision="no")
+        return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
     except ValueError as error:
         raise UsageError(
             f"compute.device is '{compute.device}', but this process has trained on another device already."

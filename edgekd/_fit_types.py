@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekd._ledger import TermMean
-from edgekd._step_clock import StepProfile
 from edgekd._sampling import ALL, Share
+from edgekd._step_clock import StepProfile
 from edgekd.errors import TrainingDiverged
 from edgekd.methods._base import Term
 from edgekd.spec import Frozen

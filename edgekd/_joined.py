@@ -14,12 +14,13 @@ from edgekd.recipe import ComputeSettings
 __all__ = ["join_processes", "leave_processes", "share_buffers"]
 
 
-def join_processes(method: Method, compute: ComputeSettings) -> None:
+def join_processes(method: Method, compute: ComputeSettings, device: torch.device) -> None:
     """Let the networks of this process take part in the work of all.
 
     Args:
-        method: prepared, on its device; its networks are changed in place.
+        method: prepared; its networks are changed in place.
         compute: sync_batch_norm and shard_teacher.
+        device: where this process computes.
     """
     if compute.sync_batch_norm:
         _synced_norm.synced(method.trained())
@@ -27,7 +28,7 @@ def join_processes(method: Method, compute: ComputeSettings) -> None:
         from edgekd import _shared_teacher  # what it imports takes a second, and few need it
 
         for teacher in method.teachers:
-            _shared_teacher.shard(teacher)
+            _shared_teacher.shard(teacher, device)
 
 
 def leave_processes(method: Method) -> None:

@@ -44,15 +44,20 @@ class Ready:
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         self.layout = torch.contiguous_format
         self._method, self._steps, self._steps_per_epoch = method, steps, len(batches)
+        shared = compute.shard_teacher and self.share.count > 1
+        # a teacher that is to be shared may not fit on the device: it is looked at where there is room for it
+        self._device = torch.device("cpu") if shared else self.accelerator.device
         for module in self._all():
-            module.to(self.accelerator.device)
+            module.to(self._device)
         example = self.batch(next(iter(batches.epoch(0, share=self.share))), step=0).inputs
         method.prepare(example)
         method.join(companions)
-        self.layout = faster_layout(self.networks(), example)
+        self.layout = faster_layout([method.exported()] if shared else self.networks(), example)
+        self._device = self.accelerator.device
+        method.to(self._device)
         self._lay_out(self.layout)
         if self.share.count > 1:
-            join_processes(method, compute)
+            join_processes(method, compute, self._device)
         # one forward of the method is one forward of the wrapper: gradients of several processes meet in it
         self.wrapped: nn.Module = self.accelerator.prepare(method)
 
@@ -63,7 +68,7 @@ class Ready:
             raw: this process's rows.
             step: 0-based, over the whole training.
         """
-        device = self.accelerator.device
+        device = self._device
         return Batch(
             inputs=raw.inputs.to(device, non_blocking=True, memory_format=self.layout),
             labels=raw.labels.to(device, non_blocking=True),

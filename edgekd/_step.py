@@ -55,15 +55,15 @@ class Stepper:
         self._wrapped, self._accelerator, self._settings, self._hooks = wrapped, accelerator, settings, hooks
         self._precision = precision
         self._clipped = clipped_together(self.optimizer)
-        # what such a loss gives is of the whole batch already, in every process
-        self._batchwise = {term.name for term in method.losses if term.loss.batchwise}
 
     def gradients(self, batch: Batch, total: int) -> Mapping[str, Term]:
         """Fill the gradients with those of a batch, and give its terms.
 
         A process's mean over its rows counts by how many they are, so that the mean over processes (which is what
-        the wrapper makes of gradients) is the mean over the whole batch. Parts of a batch count in the same way; a loss
-        that compares samples with each other sees only those of one part, and the parts count alike.
+        the wrapper makes of gradients) is the mean over the whole batch. That holds for a loss that gathers, too: every
+        process has its value of the whole batch, the shares add up to the number of processes, and gradients flow back
+        to where a row came from. Parts of a batch count in the same way; a loss that compares samples with each other
+        sees only those of one part.
 
         Args:
             batch: this process's rows.
@@ -119,7 +119,7 @@ class Stepper:
             yield Batch(inputs, labels, ids, batch.epoch, batch.progress)
 
     def _share(self, name: str, piece: Batch, total: int, pieces: int) -> float:
-        if name in self._extra or name.partition("@")[0] in self._batchwise:
+        if name in self._extra:  # of the weights alone
             return 1 / pieces
         processes: int = self._accelerator.num_processes
         counted = total if total >= processes else total * processes  # too few to go round: everybody has all

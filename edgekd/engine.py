@@ -138,7 +138,7 @@ class _Run:
         self.stepper = Stepper(method, self.ready.wrapped, self.accelerator, settings, compute.precision, hooks)
         several = self.share.count > 1
         self.ledger = Ledger(
-            interval=1 if self.accelerator.device.type == "cpu" else 50,
+            interval=50 if self.accelerator.device.type != "cpu" else 10 if several else 1,
             over_processes=(lambda values: self.accelerator.reduce(values, reduction="mean")) if several else None,
         )
         self.carried: Mapping[str, Tensor] | None = None

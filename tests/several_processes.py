@@ -266,15 +266,25 @@ def _raised(error: Exception) -> None:
 
 def _sharded() -> dict[str, Any]:
     """A network whose weights lie on both processes, against the whole one."""
+    refused = []
+    for odd in (nn.ReLU(), torch.fx.symbolic_trace(nn.Linear(2, 2))):
+        try:
+            _shared_teacher.shard(odd)
+        except UsageError as error:
+            refused.append(str(error))
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
     network = nn.Sequential(nn.Conv2d(3, 8, 3), block, nn.Flatten(), nn.Linear(8 * 16, 5), nn.Linear(5, 3)).eval()
     whole, inputs = copy.deepcopy(network), torch.randn(4, 3, 6, 6)
+    _shared_teacher._FEWEST = 590  # the block has 600 weights, the first linear layer 645, the others fewer
+    blocks = [list(network).index(one) for one in _shared_teacher._blocks(network)]
     _shared_teacher.shard(network.to(memory_format=torch.channels_last))
     with torch.no_grad():
         outputs = network(inputs)
     here = sum(weight.to_local().numel() for weight in network.parameters())
     return {
+        "refused": refused,
+        "blocks": blocks,
         "equal": torch.equal(outputs, whole(inputs)),
         "again": torch.equal(network(inputs), outputs),
         "here": here,

@@ -31,6 +31,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: Any = typer.main.get_command(app)
 VERBS: dict[str, Any] = COMMANDS.commands
+
+
+def parameters_of(verb: Any) -> list[Any]:
+    """Of a verb, or of all the verbs under it."""
+    inner = getattr(verb, "commands", {}).values()
+    return [*verb.params, *(parameter for one in inner for parameter in parameters_of(one))]
+
+
 NOUNS = {"datasets": "Data set", "models": "Model", "losses": "Loss", "methods": "Method"}
 """Catalogs whose members take options from a recipe, and what recipe.md calls one of them."""
 BASE = {"name": "fragment", "teacher": {"model": "tiny"}, "student": {"model": "tiny"}}
@@ -177,7 +185,7 @@ def test_every_verb_has_a_page_with_every_option(verb: str) -> None:
     assert "Exit codes" in text
     assert any(arguments[0] == verb for arguments in commands(page))
     documented = " ".join(rows(text))
-    for parameter in VERBS[verb].params:
+    for parameter in parameters_of(VERBS[verb]):
         names = [name for name in parameter.opts if name not in ("--help", "-h")]
         for name in names if parameter.param_type_name == "option" else [parameter.metavar]:
             assert name.replace("|", "\\|") in documented, f"{page.name}: {name}"
@@ -187,7 +195,7 @@ def test_no_page_documents_an_option_that_is_not_there() -> None:
     known = {
         name
         for verb in VERBS.values()
-        for parameter in verb.params
+        for parameter in parameters_of(verb)
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
     known |= {"--version", "--help"}

@@ -252,6 +252,16 @@ def test_shared_teacher_gives_the_same_outputs_from_half_the_weights(found: list
     assert all(one["equal"] and one["again"] for one in shards)
     assert sum(one["here"] for one in shards) == shards[0]["all"]
     assert max(one["here"] for one in shards) < 0.6 * shards[0]["all"]
+    assert [one["blocks"] for one in shards] == [[1, 3]] * 2
+
+
+@pytest.mark.parametrize(("index", "said"), [(0, "has no weights of its own to share"), (1, "is a graph that reads")])
+def test_teacher_that_cannot_be_shared_is_refused(found: list[dict[str, Any]], index: int, said: str) -> None:
+    for one in found:
+        told = one["sharded"]["refused"]
+        assert len(told) == 2
+        assert told[index].startswith("compute.shard_teacher: this teacher ")
+        assert said in told[index]
 
 
 def test_nothing_is_shared_in_one_process_or_without_weights() -> None:

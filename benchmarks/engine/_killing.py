@@ -171,7 +171,9 @@ def leftovers(out: Path) -> list[str]:
     return sorted([name for name in hidden if name != ".checkpoints"] + states)
 
 
-def judged(out: Path, answer: Mapping[str, Any], wholly: bool, events: Sequence[Mapping[str, Any]], ids: Mapping[str, str]) -> Kill:
+def judged(
+    out: Path, answer: Mapping[str, Any], wholly: bool, events: Sequence[Mapping[str, Any]], ids: Mapping[str, str]
+) -> Kill:
     """What a kill did, after the run that followed it.
 
     Args:

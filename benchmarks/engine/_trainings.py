@@ -22,7 +22,17 @@ from edgekd.methods.offline import Offline
 from edgekd.recipe import AugmentSettings, ComputeSettings, TrainSettings
 from edgekd.spec import Preprocessing
 
-__all__ = ["COMPUTE", "batches_of", "cached_teacher", "losses", "method_of", "settings_of", "student_of", "teacher_of", "trained"]
+__all__ = [
+    "COMPUTE",
+    "batches_of",
+    "cached_teacher",
+    "losses",
+    "method_of",
+    "settings_of",
+    "student_of",
+    "teacher_of",
+    "trained",
+]
 
 COMPUTE = ComputeSettings(device="cpu", threads=1)
 
@@ -104,9 +114,5 @@ def trained(
 ) -> FitResult:
     """One training; `on_epoch` is added to the hooks."""
     given = hooks or Hooks()
-    together = Hooks(
-        on_step=given.on_step, on_epoch=on_epoch, set_training=given.set_training, terms=given.terms
-    )
-    return fit(
-        method, batches, settings=settings or settings_of(work), compute=compute, seed=work.seed, hooks=together
-    )
+    together = Hooks(on_step=given.on_step, on_epoch=on_epoch, set_training=given.set_training, terms=given.terms)
+    return fit(method, batches, settings=settings or settings_of(work), compute=compute, seed=work.seed, hooks=together)

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 __all__ = ["Stopped", "Turns", "Worker", "interleaved"]
 
-_THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _LAST_LINES = 5
 
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,9 +138,7 @@ def bare(teacher: nn.Module, batches: Batches, epoch: int) -> None:
 
 def build(folder: str, form: Form, teacher: nn.Module, batches: Batches, epoch: int) -> None:
     """The epoch's cache, from nothing."""
-    cache.build(
-        folder, teacher, batches, fingerprint=fingerprint(form, batches), epochs=[epoch], compute=COMPUTE
-    )
+    cache.build(folder, teacher, batches, fingerprint=fingerprint(form, batches), epochs=[epoch], compute=COMPUTE)
 
 
 def fingerprint(form: Form, batches: Batches) -> cache.Fingerprint:

@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from _cifar_pair import forward_flops
 from _ratios import options_of, public, ratio
 from _record import write
+from _resnet50 import resnet50
 from _trainings import losses
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd import cache
 from edgekd.batches import Batches
@@ -40,27 +41,19 @@ NAME = "engine/gpu"
 
 
 @dataclass(frozen=True)
-class Member:
-    """A network of the catalog."""
-
-    model: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class LargePair:
     """Two networks and what they see.
 
     Args:
-        teacher, student: members of `edgekd list models`.
+        teacher, student: `network` builds them.
         size: height and width, pixels.
         classes: K.
         batch: images of a step.
         top_k: logits that the cache keeps; None for all.
     """
 
-    teacher: Member
-    student: Member
+    teacher: str
+    student: str
     size: int
     classes: int
     batch: int
@@ -77,12 +70,14 @@ class Way:
 
 
 PAIRS = {
-    "resnet50_mobilenet_v2_224": LargePair(
-        Member("timm:resnet50", {}), Member("mobilenet_v2", {}), size=224, classes=1000, batch=256, top_k=32
-    ),
-    "wrn_40_2_wrn_16_2_32": LargePair(
-        Member("wrn", {"depth": 40, "width": 2}), Member("wrn", {"depth": 16, "width": 2}), 32, 100, 512, None
-    ),
+    "resnet50_mobilenet_v2_224": LargePair("resnet50", "mobilenet_v2", size=224, classes=1000, batch=256, top_k=32),
+    "wrn_40_2_wrn_16_2_32": LargePair("wrn_40_2", "wrn_16_2", size=32, classes=100, batch=512, top_k=None),
+}
+# members of `edgekd list models`; resnet50 is beside this file
+MEMBERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mobilenet_v2": ("mobilenet_v2", {}),
+    "wrn_40_2": ("wrn", {"depth": 40, "width": 2.0}),
+    "wrn_16_2": ("wrn", {"depth": 16, "width": 2.0}),
 }
 WAYS = {
     "float32_online": Way("float32", compiled=False, cached=False),
@@ -106,10 +101,10 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def main(argv: Sequence[str]) -> Path | None:
     """Measure and write; gives the JSON file, or None where there is no device."""
     options = parsed(argv)
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("Nothing was measured: torch finds no CUDA device here.")
         return None
-    device = torch.cuda.get_device_name()
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     rows = {}
     for name in options.pairs:
         rows[name] = row(PAIRS[name], options, peak_of(device))
@@ -145,7 +140,10 @@ def row(pair: LargePair, options: argparse.Namespace, peak: Mapping[str, float] 
             for name in options.ways:
                 speed, profiles[name] = training(pair, WAYS[name], batches, Path(folder), options)
                 found[name].append(speed)
-    operations = {"teacher": flops(network(pair.teacher, pair)), "student": flops(network(pair.student, pair))}
+    operations = {
+        side: forward_flops(network(name, pair).eval(), pair.size)
+        for side, name in (("teacher", pair.teacher), ("student", pair.student))
+    }
     return {
         "n": options.rounds,
         "batch": batches.batch_size,
@@ -163,7 +161,11 @@ def row(pair: LargePair, options: argparse.Namespace, peak: Mapping[str, float] 
 
 
 def summary(
-    way: Way, speeds: Sequence[float], result: FitResult, operations: Mapping[str, int], peak: Mapping[str, float] | None
+    way: Way,
+    speeds: Sequence[float],
+    result: FitResult,
+    operations: Mapping[str, int],
+    peak: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Of one way: throughput, share of the peak, where the time went, and whether compiling was kept."""
     images_per_s = statistics.median(speeds)
@@ -192,23 +194,24 @@ def training(
             raise RuntimeError("the cache is not there any more")
         teacher = opened.teacher(batches)
     method = Offline(network(pair.student, pair), [teacher], losses())
-    spent: list[tuple[int, float]] = []
+    marks: list[float] = []
 
     def on_epoch(record: EpochRecord) -> None:
-        torch.cuda.synchronize()
-        if record.profile is not None and record.epoch > 0:
-            spent.append((record.profile.images, sum(record.profile.seconds.values())))
+        if options.device == "cuda":
+            torch.cuda.synchronize()  # the program runs ahead of the device: only now is the epoch through
+        marks.append(time.perf_counter())
 
     settings = TrainSettings(
         epochs=options.epochs + 1, batch_size=batches.batch_size, lr=0.01, schedule="constant", warmup_epochs=0.0
     )
     compute = ComputeSettings(
-        device="cuda", precision=way.precision, compile="auto" if way.compiled else "off", threads=options.threads
+        device=options.device,
+        precision=way.precision,
+        compile="auto" if way.compiled else "off",
+        threads=options.threads,
     )
-    result = fit(
-        method, batches, settings=settings, compute=compute, seed=options.seed, hooks=Hooks(on_epoch=on_epoch)
-    )
-    return sum(images for images, _ in spent) / sum(seconds for _, seconds in spent), result
+    result = fit(method, batches, settings=settings, compute=compute, seed=options.seed, hooks=Hooks(on_epoch=on_epoch))
+    return options.epochs * len(batches) * batches.batch_size / (marks[-1] - marks[0]), result
 
 
 def filled(
@@ -223,18 +226,16 @@ def filled(
         fingerprint=fingerprint(pair, batches, precision),
         epochs=[0],
         compute=ComputeSettings(
-            device="cuda", precision=cast(Literal["float32", "bfloat16"], precision), threads=options.threads
+            device=options.device, precision=cast(Literal["float32", "bfloat16"], precision), threads=options.threads
         ),
-        device=torch.device("cuda"),
+        device=torch.device(options.device),
     )
     return built.rows, time.perf_counter() - began
 
 
 def fingerprint(pair: LargePair, batches: Batches, precision: str) -> cache.Fingerprint:
     """Of the pair's cache."""
-    return cache.fingerprint_of(
-        batches, teacher=pair.teacher.model, data="noise", top_k=pair.top_k, precision=precision
-    )
+    return cache.fingerprint_of(batches, teacher=pair.teacher, data="noise", top_k=pair.top_k, precision=precision)
 
 
 def batches_of(pair: LargePair, options: argparse.Namespace) -> Batches:
@@ -250,27 +251,20 @@ def batches_of(pair: LargePair, options: argparse.Namespace) -> Batches:
         preprocessing=Preprocessing(size=[pair.size, pair.size], channels=3, mean=MEAN, std=STD),
         seed=options.seed,
         augment=AugmentSettings(crop=4, flip=True),
-        device="cuda",
+        device=options.device,
         views=1,
     )
 
 
-def network(member: Member, pair: LargePair) -> nn.Module:
+def network(name: str, pair: LargePair) -> nn.Module:
     """With seeded weights."""
+    if name == "resnet50":
+        return resnet50(pair.classes, seed=0)
     torch.manual_seed(0)
-    name, _, argument = member.model.partition(":")
-    entry = CATALOGS["models"].load(member.model)
-    family = entry.member(entry.member.Options(**member.options), *([argument] if argument else []))
-    found: nn.Module = family.build(pair.classes, (3, pair.size, pair.size))
+    model, options = MEMBERS[name]
+    family = CATALOGS["models"].load(model).member
+    found: nn.Module = family(family.Options(**options)).build(pair.classes, (3, pair.size, pair.size))
     return found
-
-
-def flops(module: nn.Module) -> int:
-    """Of one image's forward pass, a multiplication and an addition being two."""
-    size = 224 if sum(one.numel() for one in module.parameters()) > 3_000_000 else 32
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval()(torch.zeros(1, 3, size, size))
-    return int(counter.get_total_flops())
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -282,9 +276,10 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="of an epoch")
     parser.add_argument("--batch", type=int, help="images of a step; default: each pair's own")
     parser.add_argument("--threads", type=int, default=8, help="of the processor")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the script")
     options = parser.parse_args(argv)
     if options.quick:
-        options.rounds, options.epochs, options.steps, options.batch = 1, 1, 4, 8
+        options.rounds, options.epochs, options.steps, options.batch = 1, 1, 2, 4
     return options
 
 

@@ -21,6 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import itertools
+
 from _killing import GROUPS, RECIPE, Kill, Nursery, ids_of, journal, judged, whole
 from _ratios import at_most, options_of, public
 from _record import write
@@ -77,7 +79,7 @@ def reference(nursery: Nursery, folder: Path) -> tuple[list[float], dict[str, st
 
 def step_seconds(events: Sequence[Mapping[str, Any]]) -> list[float]:
     """How long the steps of a run took: batch over throughput would hide the slow ones, so from line to line."""
-    pairs = zip(events, events[1:], strict=False)
+    pairs = itertools.pairwise(events)
     both = [pair for pair in pairs if all(one["event"] == "step" for one in pair)]
     return [
         (datetime.fromisoformat(after["utc"]) - datetime.fromisoformat(before["utc"])).total_seconds()

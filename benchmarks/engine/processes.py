@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> Path:
     for count in range(options.rounds):
         for name in WAYS[count % len(WAYS) :] + WAYS[: count % len(WAYS)]:
             found[name].append(launched(name, work, cores))
-            print(f"{count + 1} {name}: {found[name][-1]['images'] / found[name][-1]['seconds']:.1f} images/s", flush=True)
+            print(
+                f"{count + 1} {name}: {found[name][-1]['images'] / found[name][-1]['seconds']:.1f} images/s", flush=True
+            )
     ratios = {name: times(found, name, "one", seed=options.seed) for name in WAYS[1:]}
     results = {
         "n": options.rounds,

@@ -96,7 +96,14 @@ def commands(options: argparse.Namespace, work: Work, folder: Path) -> dict[str,
     found = {}
     for way in options.ways:
         if way in ("alone", "online", "cached"):
-            script = [sys.executable, str(_PEERS / "edgekd_way.py"), way, work.text(), "--folder", str(folder / "cache")]
+            script = [
+                sys.executable,
+                str(_PEERS / "edgekd_way.py"),
+                way,
+                work.text(),
+                "--folder",
+                str(folder / "cache"),
+            ]
         elif way == "torchdistill":
             script = [str(peer_python(options)), str(_PEERS / "torchdistill_way.py"), work.text()]
         else:
@@ -156,7 +163,10 @@ def goals(results: Mapping[str, Any], operations: Mapping[str, int]) -> dict[str
         "cached_over_by_hand": expected,
     }
     found = {
-        name: {**at_least(results["ratios"][name]["ratio"], bound), "measured_cpu": results["ratios"][name]["ratio_cpu"]}
+        name: {
+            **at_least(results["ratios"][name]["ratio"], bound),
+            "measured_cpu": results["ratios"][name]["ratio_cpu"],
+        }
         for name, bound in bounds.items()
         if name in results["ratios"]
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor
 
 __all__ = ["gathered"]
@@ -29,5 +30,21 @@ def gathered(values: Tensor) -> Tensor:
     torch.distributed.all_gather(counts, torch.tensor([len(values)], device=values.device))
     sizes = [int(count) for count in counts]
     padded = torch.cat([values, values.new_zeros(max(sizes) - len(values), *values.shape[1:])])
-    parts = torch.distributed.nn.functional.all_gather(padded.contiguous())  # type: ignore[no-untyped-call]
+    parts = _AllGather.apply(padded.contiguous())
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _AllGather(torch.autograd.Function):
+    """Every process's tensor, stacked; backward, the sum of what each process sends back to this one's."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, values)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        return total[torch.distributed.get_rank()]

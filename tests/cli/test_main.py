@@ -15,7 +15,6 @@ import pytest
 import typer
 
 from edgekd import errors
-from edgekd.cli import main as boundary
 from edgekd.cli.main import app, failure_of, main
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "pydantic", "rich.table", "sklearn")
@@ -165,9 +164,7 @@ def test_anything_else_is_a_bug_with_its_traceback(
     assert "in broken" in error["traceback"]
 
 
-def test_ctrl_c_is_130(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from edgekd.catalog import Catalog
 
     def interrupted(self: Catalog) -> list[str]:

@@ -56,7 +56,10 @@ def trained(
         AUGMENTED,
         merged(AUGMENTED, {"distill": {"losses": HINT, "cache": {"taps": ["layer2"]}}}),
         merged(SHORT, {"compute": {"precision": "bfloat16"}, "distill": {"cache": {"dtype": "float32"}}}),
-        merged(AUGMENTED, {"teachers": [{"model": "tiny", "width": 5, "train": {"epochs": 1, "batch_size": 32}}]}),
+        pytest.param(
+            merged(AUGMENTED, {"teachers": [{"model": "tiny", "width": 5, "train": {"epochs": 1, "batch_size": 32}}]}),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["plain", "crop, flip, cutout, mixup", "features", "bfloat16", "two teachers"],
 )
@@ -145,6 +148,7 @@ def test_top_k_trains_too_and_says_so_in_the_key(small_recipe: Make, tmp_path: P
     assert head["layout"]["bytes_per_view"] == 4 + 4 + 2 * (2 + 2) + 4
 
 
+@pytest.mark.slow
 def test_an_int8_student_learns_from_the_cache_where_it_sees_the_same(small_recipe: Make, tmp_path: Path) -> None:
     flipped = merged(SHORT, {"data": {"augment": {"crop": 1, "flip": True}}})
     online, _ = trained(small_recipe, tmp_path / "online", flipped, until="quantize")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from _cifar_pair import HARD, TAU, Work
@@ -27,10 +29,8 @@ def main() -> None:
     turns, work = Turns(), options.work
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     turns.say(way="by_hand_channels_last" if options.channels_last else "by_hand", torch=torch.__version__)
-    try:
+    with contextlib.suppress(Stopped):
         train(work, batches_of(work), layout, turns)
-    except Stopped:
-        pass
 
 
 def train(work: Work, batches: Batches, layout: torch.memory_format, turns: Turns) -> None:
@@ -53,9 +53,7 @@ def train(work: Work, batches: Batches, layout: torch.memory_format, turns: Turn
             with torch.no_grad():
                 taught = teacher(inputs)
             logits = student(inputs)
-            soft = F.kl_div(
-                F.log_softmax(logits / TAU, dim=1), F.softmax(taught / TAU, dim=1), reduction="batchmean"
-            )
+            soft = F.kl_div(F.log_softmax(logits / TAU, dim=1), F.softmax(taught / TAU, dim=1), reduction="batchmean")
             loss = HARD * F.cross_entropy(logits, batch.labels) + (1 - HARD) * TAU**2 * soft
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

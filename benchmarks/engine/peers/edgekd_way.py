@@ -55,9 +55,7 @@ def main() -> None:
         pass
 
 
-def run(
-    method: Method, work: Work, batches: Batches, settings: TrainSettings, hooks: Hooks, turns: Turns
-) -> None:
+def run(method: Method, work: Work, batches: Batches, settings: TrainSettings, hooks: Hooks, turns: Turns) -> None:
     """One epoch a turn; between two turns the clock of the training stands still."""
 
     def on_epoch(record: EpochRecord) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from _cifar_pair import HARD, MEAN, PAD, SIZE, STD, TAU, Work, labels, pixels, resnet
@@ -30,7 +32,7 @@ def import_torchvision() -> None:
     them is enough.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         for name in [one for one in sys.modules if one.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
@@ -110,10 +112,8 @@ def main() -> None:
     )
     versions = {name: importlib.metadata.version(name) for name in ("torchdistill", "torch", "torchvision")}
     turns.say(way="torchdistill", versions=versions)
-    try:
+    with contextlib.suppress(Stopped):
         train(box, work, turns)
-    except Stopped:
-        pass
 
 
 def train(box: Any, work: Work, turns: Turns) -> None:
