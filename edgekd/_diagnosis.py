@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
@@ -248,7 +248,9 @@ def _first_trouble(values: Any) -> str | None:
 
 def _trouble(values: Tensor) -> str | None:
     """What is wrong with a tensor, the worst first: NaN, infinity, or a magnitude; None if nothing is."""
-    if isinstance(values, DTensor):  # of a network that processes share: each looks at its own part
+    # of a network that processes share, each looks at its own part; for everybody else the import would cost a second
+    shared = sys.modules.get("torch.distributed.tensor")
+    if shared is not None and isinstance(values, shared.DTensor):
         values = values.to_local()
     if not values.is_floating_point() or not values.numel():
         return None

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from edgekd.errors import UsageError
@@ -136,6 +135,8 @@ class Augment:
         Returns:
             R rows of each.
         """
+        from scipy.special import betaincinv  # a third of a second that most recipes do not need
+
         alpha = self.settings.mixup
         # not `_draw`: every view of a sample is mixed alike
         share = uniforms(ids, seed=self.seed, epoch=epoch, stream="mixup")

@@ -12,8 +12,6 @@ from math import exp, log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import log_softmax
 
 from edgekd._ladder import Predictions
 from edgekd._quality_model import Calibration, Distillation, Fidelity, Floor, LayerSimilarity, StudentQuality
@@ -70,6 +68,8 @@ def mean_kl(teacher_logits: NDArray[Any], student_logits: NDArray[Any]) -> float
             f"Teacher and student logits must be two equal (N, K) arrays, got {teacher_logits.shape} and"
             f" {student_logits.shape}."
         )
+    from scipy.special import log_softmax  # not before a student is there to be looked at
+
     log_t = log_softmax(teacher_logits.astype(np.float64), axis=1)
     log_s = log_softmax(student_logits.astype(np.float64), axis=1)
     with np.errstate(invalid="ignore"):  # 0 * -inf, which is 0 here
@@ -95,6 +95,9 @@ def fitted_temperature(predictions: Predictions) -> float | None:
     """
     logits = predictions.logits.astype(np.float64)
     true = logits[np.arange(predictions.n), predictions.labels]
+
+    from scipy.optimize import brentq
+    from scipy.special import log_softmax
 
     def slope(log_temperature: float) -> float:
         """Derivative of the mean NLL by 1 / T, which grows with 1 / T: the NLL is convex in it."""

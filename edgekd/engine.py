@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgekd._checkpoint import Best, snapshot
 from edgekd._compatible import check_compatible
 from edgekd._compiling import compile_in_place, tried
-from edgekd._compute import threads
+from edgekd._compute import keep_freed_memory, threads
 from edgekd._course import Course
 from edgekd._diagnosis import diagnose, is_out_of_memory, out_of_memory
 from edgekd._fit_types import (
@@ -108,6 +108,7 @@ def fit(
         BackendMissing: the device is not here.
     """
     compute = compute or ComputeSettings()
+    keep_freed_memory()
     with threads(compute.threads):
         run = _Run(method, batches, settings, compute, seed, hooks or Hooks(), companions or {})
         run.start(checkpoint, tag)

@@ -1,7 +1,7 @@
 """Processes that take turns: one round of each, never two at once. Plain Python, for any tool's environment.
 
 A worker says that it is ready, then waits for a line; with each line it makes one round and answers with one line of
-JSON. What else it prints goes to standard error. Wall time is what a round says itself; processor time is measured here.
+JSON. What else it prints goes to standard error. Wall time is what a round says itself; processor time is added here.
 """
 
 from __future__ import annotations
@@ -59,9 +59,6 @@ class Worker:
     Args:
         command: starts it.
         log: what it prints on standard error.
-
-    Raises:
-        RuntimeError: it ended; with the last lines of its log.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -75,7 +72,6 @@ class Worker:
                 text=True,
                 env={**os.environ, **_THREADS},
             )
-        self.facts = self._read()
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +89,20 @@ class Worker:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
+    def ready(self) -> dict[str, Any]:
+        """Wait until it can begin; gives what it says of itself.
+
+        Raises:
+            RuntimeError: it ended; with the last lines of its log.
+        """
+        return self._read()
+
     def round(self) -> dict[str, Any]:
-        """What the worker says of one more round."""
+        """What the worker says of one more round.
+
+        Raises:
+            RuntimeError: it ended; with the last lines of its log.
+        """
         if self._process.stdin is None or self._process.poll() is not None:
             raise RuntimeError(self._ended())
         self._process.stdin.write("\n")
@@ -115,7 +123,7 @@ class Worker:
 
 
 def interleaved(workers: Mapping[str, Worker], *, rounds: int, warmup: int) -> dict[str, list[dict[str, Any]]]:
-    """Rounds of every worker in turn, by name; who begins moves on by one each time, and warm-up is left out."""
+    """Rounds of every worker that is ready, by name; who begins moves on by one each time, warm-up is left out."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     names = list(workers)
     for count in range(warmup + rounds):

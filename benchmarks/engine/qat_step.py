@@ -33,7 +33,7 @@ GOAL = 1.3
 """A step of quantization-aware distillation over a float one, at most."""
 
 PHASES = ("track", "learn", "frozen")
-_WORKER = Path(__file__).parent / "peers" / "edgekd_way.py"
+_PEERS = Path(__file__).parent / "peers"
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -74,15 +74,17 @@ def measured(work: Work, options: argparse.Namespace) -> Rounds:
     """The rounds of every training, by its name."""
     with tempfile.TemporaryDirectory(prefix="edgekd-benchmark-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        workers = {
-            way: stack.enter_context(
-                Worker(
-                    [sys.executable, str(_WORKER), way, work.text(), "--folder", str(folder / "cache")],
-                    folder / f"{way}.log",
-                )
-            )
-            for way in ("online", "cached", *PHASES)
+        commands = {
+            way: [str(_PEERS / "edgekd_way.py"), way, work.text(), "--folder", str(folder / "cache")]
+            for way in ("online", "cached")
         }
+        commands |= {phase: [str(_PEERS / "int8_way.py"), phase, work.text()] for phase in PHASES}
+        workers = {
+            way: stack.enter_context(Worker([sys.executable, *command], folder / f"{way}.log"))
+            for way, command in commands.items()
+        }
+        for worker in workers.values():
+            worker.ready()
         return interleaved(workers, rounds=options.rounds, warmup=options.warmup)
 
 

@@ -130,7 +130,7 @@ def measured(
         workers = {
             name: stack.enter_context(Worker(command, folder / f"{name}.log")) for name, command in started.items()
         }
-        facts = {name: worker.facts for name, worker in workers.items()}
+        facts = {name: worker.ready() for name, worker in workers.items()}
         return interleaved(workers, rounds=options.rounds, warmup=options.warmup), facts
 
 

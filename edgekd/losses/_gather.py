@@ -30,7 +30,7 @@ def gathered(values: Tensor) -> Tensor:
     torch.distributed.all_gather(counts, torch.tensor([len(values)], device=values.device))
     sizes = [int(count) for count in counts]
     padded = torch.cat([values, values.new_zeros(max(sizes) - len(values), *values.shape[1:])])
-    parts = _AllGather.apply(padded.contiguous())
+    parts = _AllGather.apply(padded.contiguous())  # type: ignore[no-untyped-call]
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 

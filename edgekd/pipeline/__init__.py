@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekd import _group
 from edgekd.artifact import Artifact, open_artifact
 from edgekd.errors import ArtifactError
-from edgekd.pipeline._bench_file import bench_file
 from edgekd.pipeline._cache_verbs import build_cache, show_cache, verify_cache
 from edgekd.pipeline._check import plan, ready
 from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
 from edgekd.pipeline._float_stages import mentor_stages, student_stages
 from edgekd.pipeline._grid import MOST, Combination, combinations, read_grid
 from edgekd.pipeline._quality import quality_stage
-from edgekd.pipeline._quantize_file import FileQuantization, quantize_file
-from edgekd.pipeline._quantizing import quantize_stages
-from edgekd.pipeline._reporting import assemble
 from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
-from edgekd.pipeline._shipping import bench_stage, export_stage
 from edgekd.pipeline._sweep import SweepResult, check_sweep, sweep
 from edgekd.pipeline._watching import Watching
 from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
+
+if TYPE_CHECKING:
+    from edgekd.pipeline._bench_file import bench_file
+    from edgekd.pipeline._quantize_file import FileQuantization, quantize_file
 
 __all__ = [
     "MOST",
@@ -56,8 +56,20 @@ __all__ = [
 
 Stage = Literal["train", "distill", "quantize", "export", "bench", "report"]
 _ORDER: tuple[Stage, ...] = ("train", "distill", "quantize", "export", "bench", "report")
+_LATER = {
+    "bench_file": "edgekd.pipeline._bench_file",
+    "quantize_file": "edgekd.pipeline._quantize_file",
+    "FileQuantization": "edgekd.pipeline._quantize_file",
+}
 _REPORT, _MANIFEST = "report.json", "manifest.json"
 _STAGE = re.compile(r"-[0-9a-f]{8}$")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what only some commands need when it is asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ def run(
 
 
 def _reported(work: Run, until: Stage) -> Report:
+    from edgekd.pipeline._reporting import assemble
+
     report = assemble(work, work.recipe.export.targets)
     write_report(report, work.out)
     if until == "report":  # before, they may be of a later stage that was stopped
@@ -192,6 +206,10 @@ def _stages(work: Run, until: Stage) -> None:
             quality_stage(work, mentors)
         first = None
         for target in work.recipe.export.targets:
+            # not before they are needed: a training that goes on starts seconds earlier
+            from edgekd.pipeline._quantizing import quantize_stages
+            from edgekd.pipeline._shipping import bench_stage, export_stage
+
             with suppress(NotThere):
                 step("quantize")
                 quantized = quantize_stages(work, target, mentors, student, first)

@@ -6,18 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from edgekd import quantize
 from edgekd.errors import BackendMissing, UsageError, did_you_mean
 from edgekd.methods._base import Method
 from edgekd.pipeline._caching import check_cache
 from edgekd.pipeline._mentors import wanted
-from edgekd.pipeline._qat import qat_settings
-from edgekd.pipeline._quantize_plan import reduced_range
 from edgekd.pipeline._ready_made import FROM_TEACHER, check_roles, check_same_structure, notes, weight_count
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import check_neighbour, example_inputs, run_method
 from edgekd.recipe import ModelSettings
-from edgekd.targets._groups import chosen, groups
 from edgekd.weights import load_weights
 
 __all__ = ["plan", "ready"]
@@ -48,6 +44,9 @@ def ready(run: Run, *, distills: bool, exports: bool) -> None:
             method.prepare(example_inputs(run, 2))
             _exportable(run, method)
         if recipe.quantize.float_layers:
+            from edgekd import quantize  # seconds of imports that a training does not need
+            from edgekd.targets._groups import chosen, groups
+
             folded = quantize.folded(student.cpu().eval(), example_inputs(run, 2))
             chosen(groups(folded), recipe.quantize.float_layers)
     for name in recipe.export.targets if exports else ():
@@ -79,6 +78,9 @@ def _loaded(run: Run, settings: ModelSettings) -> nn.Module:
 
 def plan(run: Run) -> dict[str, Any]:
     """Read the data, build both networks, join them by the recipe's losses, and ask every target what it lacks."""
+    from edgekd.pipeline._qat import qat_settings
+    from edgekd.pipeline._quantize_plan import reduced_range
+
     recipe = run.recipe
     ready(run, distills=True, exports=True)
     teacher, student = run.build(recipe.teacher, recipe.seed), run.build(recipe.student, recipe.seed)

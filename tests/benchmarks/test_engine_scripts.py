@@ -60,6 +60,17 @@ def record_of(module: ModuleType, out: Path, *arguments: str) -> dict[str, Any]:
 # throughput
 
 
+def test_throughput_of_two_ways_has_their_ratio(script: Any, tmp_path: Path) -> None:
+    record = record_of(script("throughput"), tmp_path / "out.json", "--ways", "online", "by_hand")
+    assert list(record["ratios"]) == list(record["goals"]) == ["online_over_by_hand"]
+    assert record["ratios"]["online_over_by_hand"]["ratio"] == record["goals"]["online_over_by_hand"]["measured"]
+    assert record["bytes_per_view"] is None
+    assert record["loss_of_the_last_round"]["by_hand"] == pytest.approx(
+        record["loss_of_the_last_round"]["online"], rel=1e-2
+    )
+
+
+@pytest.mark.slow
 def test_throughput_has_every_goal_and_the_same_training_in_every_way(script: Any, tmp_path: Path) -> None:
     module = script("throughput")
     ways = [way for way in module.WAYS if way != "torchdistill"]
@@ -84,6 +95,7 @@ def test_throughput_has_every_goal_and_the_same_training_in_every_way(script: An
         assert losses[way] == pytest.approx(losses["online"], rel=1e-2), "the same work"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PEER is None, reason="EDGEKD_TORCHDISTILL_PYTHON names no interpreter with torchdistill")
 def test_throughput_of_torchdistill_is_of_the_same_work(script: Any, tmp_path: Path) -> None:
     ways = ("--ways", "online", "torchdistill", "--python", str(PEER))
@@ -169,7 +181,7 @@ def test_workers_take_turns_and_every_one_begins_in_turn(script: Any, tmp_path: 
 
     command = [sys.executable, "-c", code]
     with Noted([*command, "a"], tmp_path / "a") as a, Noted([*command, "b"], tmp_path / "b") as b:
-        assert (a.facts, b.facts) == ({"name": "a"}, {"name": "b"})
+        assert (a.ready(), b.ready()) == ({"name": "a"}, {"name": "b"})
         found = turns.interleaved({"a": a, "b": b}, rounds=2, warmup=1)
     assert "".join(order) == "abbaab"
     assert [one["count"] for one in found["a"]] == [2, 3]
@@ -179,8 +191,11 @@ def test_workers_take_turns_and_every_one_begins_in_turn(script: Any, tmp_path: 
 
 def test_worker_that_fails_says_why(script: Any, tmp_path: Path) -> None:
     worker = script("_turns").Worker
-    with pytest.raises(RuntimeError, match="ended with 1: .*ZeroDivisionError"):
-        worker([sys.executable, "-c", "1 / 0"], tmp_path / "log")
+    with (
+        worker([sys.executable, "-c", "1 / 0"], tmp_path / "log") as failing,
+        pytest.raises(RuntimeError, match=r"ended with 1: .*ZeroDivisionError"),
+    ):
+        failing.ready()
 
 
 # cache, quantization
@@ -202,6 +217,7 @@ def test_cache_build_tells_the_bytes_of_every_form(script: Any, tmp_path: Path) 
         assert min(row["rows_per_s"].values()) > 0
 
 
+@pytest.mark.slow
 def test_qat_step_compares_every_phase_with_the_float_step(script: Any, tmp_path: Path) -> None:
     record = record_of(script("qat_step"), tmp_path / "out.json")
     assert set(record["over_float"]) == set(record["goals"]) == {"track", "learn", "frozen"}
@@ -317,7 +333,7 @@ def test_resumed_start_goes_on_in_the_middle(script: Any, tmp_path: Path) -> Non
 def test_checkpoints_are_timed_where_they_are_handed_over(script: Any, tmp_path: Path) -> None:
     module = script("resumed_start")
     options = module.parsed(["--steps", "4", "--interval", "0.0001"])
-    told = module.holding((4, 8, 16), tmp_path / "small", options)
+    told = module.holding((8, 16, 32), tmp_path / "small", options)
     assert told["n"] == 4  # after every step but the last, and at the epoch's end
     assert told["step_ms"]["with_a_checkpoint"] > 0
     assert module.engine._Run._save.__name__ == "_save", "the clock is taken off again"
