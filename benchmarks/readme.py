@@ -11,10 +11,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _record import RESULTS
+from engine import table as engine
 from quantization import families, table
 from recipes import tables
 
 README = Path(__file__).parent.parent / "README.md"
+SCALING = README.parent / "docs" / "scaling.md"
 STUDENTS = {
     "efficientnet_lite0": "EfficientNet-Lite0, 224x224",
     "efficientnet_lite2": "EfficientNet-Lite2, 260x260",
@@ -33,6 +35,7 @@ def main() -> int:
         "quantization": "\n\n".join(student_block(name, title) for name, title in STUDENTS.items()),
         "families": families.table(_read("quantization_families")),
         "methods": "\n\n".join(methods_block(_read(path.stem)) for path in sorted(RESULTS.glob("methods*.json"))),
+        "engine": engine.table(_read),
         "calibration": calibration_block(_read("calibration"), [_read("qat_step"), _read("qat_step_compiled")]),
     }
     for name, block in blocks.items():
@@ -42,6 +45,14 @@ def main() -> int:
         if count != 1:
             raise SystemExit(f"README.md has {count} blocks 'results:{name}', 1 is needed")
     README.write_text(text, encoding="utf-8")
+    page = SCALING.read_text(encoding="utf-8")
+    block = f"<!-- results:scaling -->\n\n{engine.scaling(_read)}\n\n<!-- /results:scaling -->"
+    page, count = re.subn(
+        "<!-- results:scaling -->.*?<!-- /results:scaling -->", lambda _: block, page, flags=re.DOTALL
+    )
+    if count != 1:
+        raise SystemExit(f"docs/scaling.md has {count} blocks 'results:scaling', 1 is needed")
+    SCALING.write_text(page, encoding="utf-8")
     return 0
 
 

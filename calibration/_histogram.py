@@ -61,7 +61,8 @@ class Histogram:
         if 0 in rows.shape:
             return
         lows, highs = extremes(rows)
-        low, high = float(lows.min()), float(highs.max())
+        # + 0.0 makes 0.0 of -0.0: which of the two is met first would depend on the order
+        low, high = float(lows.min()) + 0.0, float(highs.max()) + 0.0
         if not (math.isfinite(low) and math.isfinite(high)):
             raise DataError("Calibration met a NaN or infinite value. Check the calibration data and the weights.")
         self._grow(max(abs(low), abs(high)))

@@ -30,6 +30,7 @@ class Runner:
     def __init__(
         self, teacher: nn.Module, taps: Sequence[str], *, device: torch.device, precision: str, example: Tensor
     ) -> None:
+        self.taps = tuple(taps)
         self.network: Tapped | TupleOutputs = tapped(teacher, taps)
         self.network.eval().to(device)
         self.device, self.precision = device, precision

@@ -17,7 +17,7 @@ from edgekd.errors import BackendMissing, UsageError
 from edgekd.recipe import ComputeSettings
 from edgekd.taps import probe, tapped
 
-__all__ = ["accelerator", "faster_layout", "keep_freed_memory", "threads"]
+__all__ = ["accelerator", "faster_layout", "keep_freed_memory", "return_freed_memory", "threads"]
 
 _FEW = 8
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -57,6 +57,12 @@ def keep_freed_memory() -> None:
         # either one alone leaves it as slow as it was
         library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Give the system what `keep_freed_memory` kept, so that memory in use can be told from memory that was."""
+    if sys.platform.startswith("linux") and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @contextmanager

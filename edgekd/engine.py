@@ -187,6 +187,8 @@ class _Run:
         while not asked and (raw := self._next(source)) is not None:
             rate = self._step(raw)
             course.step += 1
+            if course.epoch_done:
+                self._read_ledger()  # waits for an accelerator, whose last steps belong to the epoch's time
             clock.end_step(raw.total)
             course.seconds = time.perf_counter() - began
             progress(course.tick(self.ledger.last_loss, rate, raw.total))

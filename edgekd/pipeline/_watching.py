@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from edgekd import _group
+from edgekd._compute import return_freed_memory
 from edgekd._journal import Journal
 from edgekd._report_format import flattened, number
 from edgekd._trackers import TENSORBOARD, Tracker, usable, writer
@@ -31,6 +32,7 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
+        return_freed_memory()  # of the stage before
         try:
             _RESET.write_text("5", encoding="ascii")  # the peak of the resident memory starts from its present value
             self._known = True

@@ -185,7 +185,7 @@ def test_learning_rate_that_is_too_high_stops_the_stage_and_seals_nothing(
     ):
         pipeline.run(recipe, out=tmp_path / "out")
     assert hidden(tmp_path / "out") == [".checkpoints", ".lock"]
-    assert not list((tmp_path / "out").glob("[!.]*/"))
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*/")] in ([], ["tensorboard"])
 
 
 LOSS = """
@@ -212,9 +212,9 @@ def test_loss_that_becomes_nan_is_named_with_its_step_and_the_checkpoint_is_kept
         pipeline.run(parse_recipe(values, folder=tmp_path), out=out, recipe_file=recipe_file)
     # 216 training samples in batches of 32: seven steps an epoch
     assert "diverged at step 8 (epoch 2): loss term 'loss_that_diverges:Diverging' is nan" in str(caught.value)
-    [checkpoint] = (out / ".checkpoints").iterdir()
+    [checkpoint] = (out / ".checkpoints").glob("*.pt")
     assert f"The last checkpoint is kept in {checkpoint}" in str(caught.value)
-    assert len(torch.load(checkpoint, weights_only=True)["state"]["history"]) == 1
+    assert len(torch.load(checkpoint, weights_only=True)["state"]["course"]["history"]) == 1
     assert [row["path"].split("-")[0] for row in pipeline.verify(out)] == ["teacher"]
     assert hidden(out) == [".checkpoints", ".lock"]
 
