@@ -71,7 +71,7 @@ def _asked(found: Mapping[str, dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
     rows += [
         _ratio(f"cache build over bare inference, {_form(one)}", "at least 0.95", one["build_over_bare"])
-        for one in found["engine_cache_build"]["rows"]
+        for one in found["engine_cache_build"]["rows"].values()
     ]
     rows += [
         _ratio(f"step of int8 with distillation over float, ranges {phase}", "at most 1.3", one)
