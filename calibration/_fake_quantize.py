@@ -26,6 +26,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torchao.quantization.pt2e import FakeQuantizeBase
 
+from edgekd._messages import largest
 from edgekd.calibration import _compiled
 from edgekd.calibration._base import Calibrator, Grid
 from edgekd.calibration._histogram import Histogram
@@ -210,10 +211,10 @@ class ActivationQuantizer(_Quantizer):
 
 def _over_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The extremes of the whole batch, where several processes share it: the range is one, as in one process."""
+    # asked of torch itself: a compiled network has this in its graph
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return low, high
-    both = torch.stack([-low, high])
-    torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
+    both = largest(torch.stack([-low, high]))
     return -both[0], both[1]
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "launched",
     "local_index",
     "losing_contact",
+    "lost_contact",
 ]
 
 _TIMEOUT = timedelta(hours=2)  # of a step: what takes longer is not coming
@@ -188,10 +189,15 @@ def losing_contact() -> Iterator[None]:
     except RuntimeError as error:  # torch.distributed's own errors are of this kind too
         if launched()[1] == 1 or not _is_about_peers(error):
             raise
-        raise BackendMissing(
-            "Another process of this run ended or cannot be reached; what it printed says why. Finished stages and the"
-            " last checkpoint are kept: start the same command again."
-        ) from error
+        raise lost_contact() from error
+
+
+def lost_contact() -> BackendMissing:
+    """What to raise where another process no longer answers."""
+    return BackendMissing(
+        "Another process of this run ended or cannot be reached; what it printed says why. Finished stages and the"
+        " last checkpoint are kept: start the same command again."
+    )
 
 
 def _is_about_peers(error: RuntimeError) -> bool:

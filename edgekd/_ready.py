@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgekd._compiling import compile_in_place
 from edgekd._compute import accelerator, faster_layout
 from edgekd._fit_types import BatchSource, RawBatch
-from edgekd._joined import join_processes, leave_processes
+from edgekd._joined import join_processes, leave_processes, share_gradients
 from edgekd._sampling import Share
 from edgekd.methods._base import Batch, Method
 from edgekd.recipe import ComputeSettings
@@ -59,7 +59,10 @@ class Ready:
         if self.share.count > 1:
             join_processes(method, compute, self._device)
         # one forward of the method is one forward of the wrapper: gradients of several processes meet in it
-        self.wrapped: nn.Module = self.accelerator.prepare(method)
+        self.wrapped: nn.Module = method
+        if self.share.count > 1:  # for one process it would only import torch's distributed tensors, 0.8 s
+            self.wrapped = self.accelerator.prepare(method)
+            share_gradients(self.wrapped, self._device)
 
     def batch(self, raw: RawBatch, *, step: int) -> Batch:
         """A batch as the networks take it.

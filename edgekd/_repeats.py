@@ -7,7 +7,6 @@ from math import sqrt
 from statistics import mean, stdev
 
 from pydantic import ConfigDict, Field
-from scipy.special import stdtrit
 
 from edgekd._ladder import Interval95
 from edgekd.spec import Frozen
@@ -52,6 +51,8 @@ def repeats(values: Sequence[float]) -> Repeats:
     n = len(values)
     if n < 2:
         return Repeats(values=list(values), mean=mean(values), n=n)
+    from scipy.special import stdtrit  # takes longer to import than everything else here
+
     centre, spread = mean(values), stdev(values)
     half = float(stdtrit(n - 1, 0.975)) * spread / sqrt(n)
     return Repeats(values=list(values), mean=centre, sd=spread, ci95=(centre - half, centre + half), n=n)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn, optim
 
+from edgekd._optimizers import SGD, AdamW
 from edgekd.recipe import TrainSettings
 
 __all__ = [
@@ -66,9 +67,9 @@ def make_optimizer(modules: Iterable[nn.Module], *, settings: TrainSettings) -> 
         groups.append({"params": scales, "weight_decay": 0.0, "lr": settings.lr * rate, "rate": rate})
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
-        return optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
+        return AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
     nesterov = settings.nesterov and settings.momentum > 0  # nesterov's step is defined by the momentum
-    return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+    return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
 
 
 def trained_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

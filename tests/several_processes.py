@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd import _group, _shared_teacher, quantize
+from edgekd import _group, _messages, _shared_teacher, quantize
 from edgekd._synced_norm import restored, synced
 from edgekd.batches import Batches, evaluation_batches
 from edgekd.catalog import CATALOGS
@@ -260,6 +260,26 @@ def _talked() -> dict[str, Any]:
     return found
 
 
+def _added() -> dict[str, Any]:
+    """Tensors that the processes send each other, by sockets where they are small and by gloo where they are large."""
+    own, found = _group.index(), {}
+    for name, size in (("empty", 0), ("one", 1), ("chunks", 3 * 2**13 + 1), ("large", 2**18 + 1)):
+        values = torch.arange(size, dtype=torch.float32) * (1 - 2 * own)  # 0, 1, 2, ... and 0, -1, -2, ...
+        by_gloo = values.clone()
+        torch.distributed.all_reduce(by_gloo)
+        by_us = _messages.averaged(values.clone()).wait()
+        summed = _messages.summed(values.clone())
+        found[name] = {
+            "by sockets": _messages._line_for(values) is not None,
+            "equal": torch.equal(summed, by_gloo) and torch.equal(2 * by_us, by_gloo),
+            "stacked": torch.equal(_messages.stacked(values)[1 - own], -values),
+            "largest": torch.equal(_messages.largest(values.clone()), torch.arange(size).float()),
+        }
+    half = torch.full((3, 2), own + 0.5, dtype=torch.bfloat16)
+    found["other types"] = [_messages.stacked(half).tolist(), _messages.summed(torch.tensor(2**60 + own)).item()]
+    return found
+
+
 def _raised(error: Exception) -> None:
     raise error
 
@@ -317,6 +337,7 @@ def quick(folder: Path) -> dict[str, Any]:
     """What is looked at in every test run."""
     found = {
         "talked": _talked(),
+        "added": _added(),
         "normalised": {name: normalised(rows) for name, rows in ROWS.items()},
         "predicted": {batch: (one := predicted(50, batch)) and (one.logits, one.labels) for batch in (7, 60)},
         "calibrated": calibrated(),

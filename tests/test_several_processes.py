@@ -115,6 +115,15 @@ def test_processes_tell_each_other(found: list[dict[str, Any]]) -> None:
         assert told["alone"] == [1, 0, ["one"], rank]
 
 
+def test_tensors_add_up_as_torch_adds_them(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        told = one["added"]
+        for name in ("empty", "one", "chunks", "large"):
+            by_sockets = name != "large"
+            assert told[name] == {"by sockets": by_sockets, "equal": True, "stacked": True, "largest": True}, name
+        assert told["other types"] == [[[[0.5] * 2] * 3, [[1.5] * 2] * 3], 2**61 + 1]
+
+
 def test_error_of_the_main_process_reaches_the_others(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert one["talked"]["usage"] == ["UsageError", "no such thing", 2]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekd import _group
 from edgekd.losses._base import float32
 from edgekd.losses._gather import gathered
 
@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) to float32 of the same shape."""
         values = float32(maps)
-        if _alone() and values.numel() > values.shape[1]:  # fused: three times as fast
+        if _group.count() == 1 and values.numel() > values.shape[1]:  # fused: three times as fast
             return F.batch_norm(values, None, None, self.weight, self.bias, training=True, eps=self.eps)
         mean, variance = _moments(values)
         scale = self.weight * torch.rsqrt(variance + self.eps)
@@ -47,11 +47,6 @@ def projection(inputs: int, outputs: int) -> nn.Sequential:
     layer = nn.Conv2d(inputs, outputs, 1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     return nn.Sequential(layer, BatchNorm(outputs))
-
-
-def _alone() -> bool:
-    found = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not found or torch.distributed.get_world_size() == 1
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
+
+from edgekd import _group
+from edgekd._messages import stacked, summed
 
 __all__ = ["gathered"]
 
@@ -20,15 +22,9 @@ def gathered(values: Tensor) -> Tensor:
     Args:
         values: shape (B, ...); B may differ from process to process.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if _group.count() == 1:
         return values
-    if torch.distributed.get_world_size() == 1:
-        return values
-    counts = [
-        torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(torch.distributed.get_world_size())
-    ]
-    torch.distributed.all_gather(counts, torch.tensor([len(values)], device=values.device))
-    sizes = [int(count) for count in counts]
+    sizes = stacked(torch.tensor(len(values), device=values.device)).tolist()
     padded = torch.cat([values, values.new_zeros(max(sizes) - len(values), *values.shape[1:])])
     parts = _AllGather.apply(padded.contiguous())  # type: ignore[no-untyped-call]
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
@@ -39,12 +35,8 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, values)
-        return torch.stack(parts)
+        return stacked(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
-        torch.distributed.all_reduce(total)
-        return total[torch.distributed.get_rank()]
+        return summed(gradients[0].clone())[_group.index()]
