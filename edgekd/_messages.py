@@ -98,7 +98,7 @@ def averaged(gradients: Tensor) -> torch.futures.Future[Tensor]:
     gradients.div_(_group.count())
     if _line_for(gradients) is None:  # large ones travel while the backward pass goes on
         work = torch.distributed.all_reduce(gradients, async_op=True)
-        return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return, union-attr]
+        return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return]
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(summed(gradients))
     return done
@@ -133,10 +133,10 @@ class _Line:
         try:
             for start in range(0, rows.shape[1], _CHUNK_BYTES):
                 for other in self._others.values():
-                    other.sendall(rows[self._rank, start : start + _CHUNK_BYTES])
+                    other.sendall(rows[self._rank, start : start + _CHUNK_BYTES].data)
                 for index, other in self._others.items():
                     self._wait(self._arrivals[index])
-                    _fill(memoryview(rows[index, start : start + _CHUNK_BYTES]), other)
+                    _fill(rows[index, start : start + _CHUNK_BYTES].data, other)
         except OSError as error:
             raise _group.lost_contact() from error
         return found

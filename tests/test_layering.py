@@ -28,6 +28,7 @@ SHARED = {
     "edgekd._sampling",  # batches, and the engine's share of them
     "edgekd._step_clock",  # the engine, and what a step runs through
     "edgekd._group",  # everything that several processes do together
+    "edgekd._messages",  # the tensors among it
     "edgekd.weights",
     "edgekd._quiet",  # models and operations
     "edgekd._files",  # weights and the engine's checkpoint
