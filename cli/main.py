@@ -20,7 +20,25 @@ import typer
 from typer.core import TyperGroup
 
 import edgekd
-from edgekd.cli import agree, audit, bench, cache, doctor, init, listing, quantize, report, show, stages, verify
+from edgekd.cli import (
+    agree,
+    audit,
+    bench,
+    cache,
+    deploy,
+    devices,
+    doctor,
+    estimate,
+    init,
+    listing,
+    pack,
+    probe,
+    quantize,
+    report,
+    show,
+    stages,
+    verify,
+)
 from edgekd.cli.processes import shown, told
 from edgekd.cli.render import Failure, Outcome, write
 from edgekd.errors import EdgeKDError
@@ -30,10 +48,12 @@ __all__ = ["app", "main"]
 _SECTIONS = {
     "Start": ("init", "list", "doctor"),
     "Work": ("run", "train", "distill", "quantize", "export", "cache"),
-    "Measure": ("bench", "agree"),
+    "Ship": ("pack", "devices", "deploy"),
+    "Measure": ("bench", "agree", "estimate", "probe"),
     "Look": ("audit", "report", "show", "verify"),
 }
 _GOING_ON = (*_SECTIONS["Work"], "bench")
+_LATER_SECONDS = 0.02
 _STOPPED = "finished stages are kept, and the same command goes on where it stopped."
 _BUG = (
     "This is a fault of edgekd, not of yours. Please report it with the traceback and the output of"
@@ -84,7 +104,25 @@ def edgekd_command(
     """
 
 
-for _module in (stages, quantize, cache, bench, agree, audit, report, show, verify, listing, doctor, init):
+for _module in (
+    stages,
+    quantize,
+    cache,
+    pack,
+    devices,
+    deploy,
+    bench,
+    estimate,
+    probe,
+    agree,
+    audit,
+    report,
+    show,
+    verify,
+    listing,
+    doctor,
+    init,
+):
     _module.register(app)
 
 
@@ -170,12 +208,32 @@ def _process_manners() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    sys.unraisablehook = _heard_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: Any) -> None:
     raise _Terminated
+
+
+def _heard_again(unraisable: Any) -> None:
+    """A signal that arrived while an object was cleaned up is lost with the clean-up's errors: send it again."""
+    number = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}.get(unraisable.exc_type)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+        return
+    # a little later, when the clean-up is over; to the main thread, which may be waiting by then
+    main_thread = threading.main_thread().ident
+    send = (
+        (signal.pthread_kill, (main_thread, number))
+        if hasattr(signal, "pthread_kill")
+        else (signal.raise_signal, (number,))
+    )
+    later = threading.Timer(_LATER_SECONDS, *send)
+    later.daemon = True
+    later.start()

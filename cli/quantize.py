@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgekd.pipeline import FileQuantization
     from edgekd.recipe import FileSettings
 
-__all__ = ["register"]
+__all__ = ["numbers", "register"]
 
 _HELP = f"""Make a recipe's student int8, or quantize any float ONNX file.
 
@@ -65,8 +65,8 @@ def quantize(
         "bias_correction": bias_correction,
         "float_layers": float_layer,
         "reduce_range": reduce_range,
-        "mean": _numbers("--mean", mean),
-        "std": _numbers("--std", std),
+        "mean": numbers("--mean", mean),
+        "std": numbers("--std", std),
         "threads": threads,
     }
     given = {key: value for key, value in given.items() if value is not None}
@@ -125,7 +125,7 @@ def _settings(given: dict[str, Any]) -> FileSettings:
         raise UsageError(f"--{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
 
 
-def _numbers(flag: str, text: str | None) -> list[float] | None:
+def numbers(flag: str, text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:

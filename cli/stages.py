@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from edgekd.errors import UsageError
 if TYPE_CHECKING:
     import typer
 
-    from edgekd.pipeline import Combination, Stage
+    from edgekd.pipeline import Combination, RunResult, Stage
     from edgekd.recipe import Recipe
 
 __all__ = ["DETAILS", "STAGES", "carry_out", "register", "show_plan"]
@@ -34,12 +34,17 @@ edgekd {verb} recipe.toml --set seed=1 --out runs/second
 
 
 SWEEP_EXAMPLE = "edgekd distill recipe.toml --sweep distill.losses.1.tau=1,2,4\n"
+BUNDLE_EXAMPLE = "edgekd export recipe.toml --bundle digits.zip\n"
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
+    own: dict[str, tuple[str, Callable[..., Outcome]]] = {
+        "distill": (SWEEP_EXAMPLE, _distill),
+        "export": (BUNDLE_EXAMPLE, _export),
+    }
     for verb, (until, summary) in STAGES.items():
-        more, command = (SWEEP_EXAMPLE, _distill) if verb == "distill" else ("", _verb(until))
+        more, command = own.get(verb) or ("", _verb(until))
         app.command(verb, help=f"{summary}\n\n{DETAILS.format(verb=verb)}{more}")(command)
 
 
@@ -58,6 +63,26 @@ def _verb(until: Stage) -> Callable[..., Outcome]:
         return carry_out(recipe, set_values or [], until, out=out, overwrite=overwrite, as_json=as_json, quiet=quiet)
 
     return verb
+
+
+def _export(
+    recipe: options.RecipeFile,
+    set_values: options.SetValues = None,
+    bundle: options.BundleOption = None,
+    out: options.OptionalOut = None,
+    check: options.Check = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> Outcome:
+    done = _verb("export")(recipe, set_values, out, check, overwrite, as_json, quiet)
+    if bundle is None or check:
+        return done
+    from edgekd import pipeline
+
+    written = pipeline.pack(out or _default_out(_load(recipe, set_values or [])), bundle, overwrite=overwrite)
+    told = f"Bundle: {bundle}, {len(written.files)} files"
+    return replace(done, shown=lambda: [*done.shown(), told])
 
 
 def _distill(
@@ -145,8 +170,9 @@ def carry_out(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    finish: Callable[[RunResult], RunResult] | None = None,
 ) -> Outcome:
-    """Run a recipe up to a stage, showing progress; its report is the result."""
+    """Run a recipe up to a stage, showing progress; its report, as `finish` leaves it, is the result."""
     from edgekd.cli.progress import watching
 
     with watching(quiet=quiet) as watcher:
@@ -163,6 +189,7 @@ def carry_out(
             overwrite=overwrite,
             watcher=watcher,
         )
+        result = result if finish is None else finish(result)
     from edgekd.report import render_terminal, to_json
 
     return Outcome(

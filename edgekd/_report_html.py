@@ -14,6 +14,7 @@ from markupsafe import Markup
 from edgekd import _plots as plots
 from edgekd import _report_format as text
 from edgekd._ladder import Paired, Rung
+from edgekd._report_device_charts import device_charts
 from edgekd._report_model import Curve, Int8VsFloat, Operator, Report
 from edgekd._report_quality import agreement_chart
 from edgekd._report_sensitivity import pareto
@@ -182,6 +183,7 @@ def _table_charts(report: Report) -> dict[str, Markup]:
         charts["fidelity"] = agreement_chart(report.distillation)
     if report.int8_vs_float:
         charts["int8_vs_float"] = _speedup_chart(report.int8_vs_float)
+    charts |= device_charts(report)
     if report.mixed:
         charts["mixed"] = Markup("").join(pareto(one) for one in report.mixed.values())
     if drawn := parts_chart(report.training):
@@ -217,7 +219,7 @@ def _speedup_chart(speeds: Sequence[Int8VsFloat]) -> Markup:
 
 
 def _latency_charts(report: Report) -> list[_Chart]:
-    samples = {name: values for name, values in report.latency_samples.items() if values}
+    samples = _drawn_samples(report)
     charts = []
     if samples:
         budget, percentile = _budget(report)
@@ -226,6 +228,18 @@ def _latency_charts(report: Report) -> list[_Chart]:
         timeline = plots.timeline_chart(samples, budget_ms=budget)
         charts.append(_Chart("Over time", "Every query; none is removed.", timeline))
     return charts
+
+
+def _drawn_samples(report: Report) -> dict[str, list[float]]:
+    """The series of the steady state: those of other numbers of threads and of emulated devices would mislead."""
+    named = {row.samples for row in report.latency if row.is_latency and not row.sweep}
+    known = {row.samples for row in report.latency} | {row.samples for row in report.end_to_end}
+    return {
+        name: values
+        for name, values in report.latency_samples.items()
+        # a report of before the rows named their series has none that should be left out
+        if values and (name in named or name not in known)
+    }
 
 
 def _budget(report: Report) -> tuple[float | None, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgekd import _report_format as text
-from edgekd._report_model import Report
+from edgekd._report_model import Latency, Report
 from edgekd._table import TONES, Cell, Table, Tone, cells, columns_of
 
 __all__ = ["calibration", "conditions", "int8_vs_float", "ladder", "latency", "mobile", "paired", "repeats"]
@@ -111,6 +111,9 @@ def latency(report: Report) -> Table:
     columns = columns_of(
         "Rung",
         "Target",
+        # a column that says "cpu" in every row is no news on a terminal
+        "Device" if {row.device for row in report.latency} - {"cpu"} else "~Device",
+        "~>Threads",
         ">Queries",
         "~>Mean, ms",
         ">p50, ms",
@@ -126,6 +129,8 @@ def latency(report: Report) -> Table:
         cells(
             row.rung,
             row.target or text.MISSING,
+            row.device,
+            text.count(row.threads),
             text.count(row.n),
             *(
                 text.number(value)
@@ -133,15 +138,22 @@ def latency(report: Report) -> Table:
             ),
             text.number(row.upper_ms),
             text.number(row.budget_ms),
-            Cell(row.verdict, TONES[row.verdict]) if row.verdict else text.MISSING,
+            _ended(row),
         )
         for row in report.latency
+        if not row.sweep
     ]
     note = (
         "Steady state, no sample removed. A dash is a percentile that this many queries cannot support."
         " The upper bound is that of the budget's percentile, at the confidence of the verdict."
     )
     return Table("latency", "Latency", columns, tuple(rows), note)
+
+
+def _ended(row: Latency) -> Cell:
+    if not row.is_latency:
+        return Cell("not a latency", "unsure")
+    return Cell(row.verdict, TONES[row.verdict]) if row.verdict else Cell(text.MISSING)
 
 
 def conditions(report: Report) -> Table:
@@ -172,6 +184,7 @@ def conditions(report: Report) -> Table:
             text.percent(row.drift, decimals=1, signed=True),
         )
         for row in report.latency
+        if not row.sweep
     ]
     note = (
         "Load and first query are the cold start, apart from the steady state above."

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from edgekd._ladder import Interval95, Paired, Parity, Rung
 from edgekd._quality_model import Distillation
+from edgekd._report_device_model import (
+    BaselineRow,
+    ColdStartRow,
+    DeviceRow,
+    EndToEndRow,
+    EnergyRow,
+    GoldenRow,
+    Outcome,
+    PlacementRow,
+    Record,
+    Sustained,
+    Worth,
+)
 from edgekd._sensitivity_model import MixedPrecision, Sensitivity
-from edgekd.spec import Frozen
 
 __all__ = [
     "Curve",
@@ -21,6 +33,7 @@ __all__ = [
     "Lineage",
     "Mobile",
     "Operator",
+    "Outcome",
     "ParityRow",
     "Report",
     "Stage",
@@ -28,15 +41,8 @@ __all__ = [
     "Verdict",
 ]
 
-Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
-
-class _Record(Frozen):
-    # JSON has no NaN or infinity: a number is a number, and "not known" is null
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class Latency(_Record):
+class Latency(Record):
     """Latency of one exported file on one device; a percentile that n cannot support is None.
 
     Args:
@@ -52,8 +58,13 @@ class Latency(_Record):
         steady: the warm-up ended steady, and not because its time was up.
         drift: last tenth over first tenth of the queries, minus 1.
         budget_ms, percentile, confidence: what the verdict is about.
-        verdict: None where no budget applies.
-        reason: why the verdict is not PASS.
+        verdict: None where no budget applies; INVALID where the device was held back meanwhile.
+        reason: why the verdict is what it is.
+        runtime_version: of the device's runtime; None where it is that of `environment`.
+        cores: that the program was pinned to; empty where it was not.
+        samples: key of its samples in `latency_samples`.
+        is_latency: False for an emulated device, whose times say nothing about the processor that it stands for.
+        sweep: measured to compare numbers of threads; no budget applies.
     """
 
     rung: str
@@ -85,9 +96,14 @@ class Latency(_Record):
     confidence: float | None = None
     verdict: Outcome | None = None
     reason: str | None = None
+    runtime_version: str | None = None
+    cores: list[int] = Field(default_factory=list)
+    samples: str | None = None
+    is_latency: bool = True
+    sweep: bool = False
 
 
-class Int8VsFloat(_Record):
+class Int8VsFloat(Record):
     """Speed of int8 against float of the same model, interleaved.
 
     Args:
@@ -103,7 +119,7 @@ class Int8VsFloat(_Record):
     slow_ops: list[str] = Field(default_factory=list)
 
 
-class FloatIsland(_Record):
+class FloatIsland(Record):
     """An operator that stayed in float although the target could run it as int8."""
 
     name: str
@@ -112,7 +128,7 @@ class FloatIsland(_Record):
     remedy: str
 
 
-class Fusion(_Record):
+class Fusion(Record):
     """How much of the shipped model runs as int8.
 
     Args:
@@ -149,7 +165,7 @@ class ParityRow(Parity):
     min_agreement: float | None = None
 
 
-class Engine(_Record):
+class Engine(Record):
     """A file built for one device, and what it is bound to."""
 
     path: str
@@ -162,7 +178,7 @@ class Engine(_Record):
     precision: str | None = None
 
 
-class Mobile(_Record):
+class Mobile(Record):
     """What a phone-class user meets: one pinned thread, from a cold start."""
 
     rung: str
@@ -174,7 +190,7 @@ class Mobile(_Record):
     size_bytes: int | None = None
 
 
-class Operator(_Record):
+class Operator(Record):
     """Mean time of one operator in one model.
 
     Args:
@@ -191,7 +207,7 @@ class Operator(_Record):
     int8: bool
 
 
-class Curve(_Record):
+class Curve(Record):
     """One epoch of one training stage.
 
     Args:
@@ -212,7 +228,7 @@ class Curve(_Record):
     seed: int | None = None
 
 
-class TrainingCost(_Record):
+class TrainingCost(Record):
     """What one training stage cost, and where the time of its steps went.
 
     Args:
@@ -244,7 +260,7 @@ class TrainingCost(_Record):
     compile_reason: str | None = None
 
 
-class Lineage(_Record):
+class Lineage(Record):
     """One artifact: what it is, the hash of its content (id), of what was asked (key), and what it was made from."""
 
     stage: str
@@ -255,7 +271,7 @@ class Lineage(_Record):
     path: str
 
 
-class Stage(_Record):
+class Stage(Record):
     """What a stage took when it was made; a cached one was already there.
 
     Args:
@@ -269,7 +285,7 @@ class Stage(_Record):
     gpu_memory_mib: float | None = None
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """The answer to "may this ship?".
 
     Args:
@@ -277,6 +293,7 @@ class Verdict(_Record):
         reasons: one sentence each, for a person.
         rung, target, device: of the measurement that decided.
         budget_ms, percentile, confidence: what was asked.
+        budget_is: what the budget is about, "inference" or "end_to_end"; None before that was asked.
         measured_ms: the value that was held against the budget.
     """
 
@@ -289,9 +306,10 @@ class Verdict(_Record):
     percentile: float | None = None
     confidence: float | None = None
     measured_ms: float | None = None
+    budget_is: str | None = None
 
 
-class Report(_Record):
+class Report(Record):
     """Everything one run found out; the contract of report.json.
 
     Args:
@@ -306,6 +324,10 @@ class Report(_Record):
         sensitivity: what int8 does to each layer, by target; with `quantize.max_drop`.
         mixed: which layers went back to float, by target, and every step of the search.
         training: what each training stage cost, and where the time of a step went.
+        devices: those that something was measured on.
+        cold, end_to_end, sustained, energy, placement, worth: what the models did there, beside their latency.
+        golden: the golden vectors of the files, replayed.
+        baseline: the latencies against those of an earlier report.
         environment: versions and the machine, free in depth.
         notes: what a reader must know before using a number.
     """
@@ -333,5 +355,14 @@ class Report(_Record):
     training: list[TrainingCost] = Field(default_factory=list)
     lineage: list[Lineage] = Field(default_factory=list)
     stages: list[Stage] = Field(default_factory=list)
+    devices: list[DeviceRow] = Field(default_factory=list)
+    cold: list[ColdStartRow] = Field(default_factory=list)
+    end_to_end: list[EndToEndRow] = Field(default_factory=list)
+    sustained: list[Sustained] = Field(default_factory=list)
+    energy: list[EnergyRow] = Field(default_factory=list)
+    placement: list[PlacementRow] = Field(default_factory=list)
+    worth: list[Worth] = Field(default_factory=list)
+    golden: list[GoldenRow] = Field(default_factory=list)
+    baseline: list[BaselineRow] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgekd import _report_device as device
 from edgekd import _report_measured as measured
 from edgekd import _report_quality as quality
 from edgekd import _report_sensitivity as precision
@@ -28,8 +29,19 @@ def tables(report: Report) -> dict[str, Table]:
         lambda one: quality.similarity(one.distillation),
         measured.latency,
         measured.conditions,
+        device.baseline,
+        device.end_to_end,
         measured.int8_vs_float,
+        device.worth,
+        device.costly,
+        device.threads,
+        device.sustained,
+        device.cold,
+        device.energy,
         measured.mobile,
+        device.placement,
+        device.golden,
+        device.devices,
         shipped.fusion,
         shipped.islands,
         lambda one: precision.sensitivity(one.sensitivity),

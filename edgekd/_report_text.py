@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
 
-__all__ = ["budget_sentence", "markdown", "markdown_table", "rich_table", "terminal"]
+__all__ = ["budget_sentence", "escaped", "markdown", "markdown_table", "rich_table", "terminal"]
 
 # the terminal shows what decides; the files hold the rest
 _TERMINAL = (
@@ -22,8 +22,16 @@ _TERMINAL = (
     "paired",
     "fidelity",
     "latency",
+    "baseline",
+    "end_to_end",
     "int8_vs_float",
+    "worth",
+    "threads",
+    "sustained",
     "mobile",
+    "placement",
+    "golden",
+    "devices",
     "fusion",
     "islands",
     "mixed",
@@ -51,16 +59,16 @@ def terminal(report: Report) -> list[RenderableType]:
 
 def markdown(report: Report) -> str:
     """The whole report as GitHub-flavoured Markdown."""
-    parts = [f"# {_escaped(report.name)}"]
+    parts = [f"# {escaped(report.name)}"]
     facts = [fact for fact in (report.created_utc, _version(report)) if fact]
     if facts:
-        parts.append(_escaped(" · ".join(facts)))
+        parts.append(escaped(" · ".join(facts)))
     if report.verdict:
         lines = [f"**{report.verdict.overall}**", *filter(None, [budget_sentence(report.verdict)])]
-        parts.append("  \n".join([lines[0], *map(_escaped, lines[1:])]))
-        parts.append("\n".join(f"- {_escaped(reason)}" for reason in report.verdict.reasons))
+        parts.append("  \n".join([lines[0], *map(escaped, lines[1:])]))
+        parts.append("\n".join(f"- {escaped(reason)}" for reason in report.verdict.reasons))
     if report.notes:
-        parts.append("\n".join(f"> {_escaped(note)}" for note in report.notes))
+        parts.append("\n".join(f"> {escaped(note)}" for note in report.notes))
     parts += [markdown_table(table) for table in tables(report).values()]
     if report.recipe:
         parts.append(f"## Recipe\n\n```toml\n{text.toml(report.recipe).strip()}\n```")
@@ -72,6 +80,8 @@ def budget_sentence(verdict: Verdict) -> str:
     if verdict.budget_ms is None:
         return ""
     which = f"p{verdict.percentile:g}" if verdict.percentile is not None else "latency"
+    if verdict.budget_is == "end_to_end":
+        which = f"end-to-end {which}"
     what = " ".join(part for part in (verdict.rung, verdict.target) if part)
     where = f" on {verdict.device}" if verdict.device else ""
     confidence = "" if verdict.confidence is None else f" at {100 * verdict.confidence:g} % confidence"
@@ -118,10 +128,10 @@ def _rich_verdict(verdict: Verdict) -> RenderableType:
 
 def markdown_table(table: Table) -> str:
     """A table with its heading and note in Markdown."""
-    head = "| " + " | ".join(_escaped(column.label) for column in table.columns) + " |"
+    head = "| " + " | ".join(escaped(column.label) for column in table.columns) + " |"
     rule = "|" + "|".join(" ---: " if column.numeric else " --- " for column in table.columns) + "|"
-    rows = ["| " + " | ".join(_escaped(cell.text) for cell in row) + " |" for row in table.rows]
-    note = f"\n\n{_escaped(table.note)}" if table.note else ""
+    rows = ["| " + " | ".join(escaped(cell.text) for cell in row) + " |" for row in table.rows]
+    note = f"\n\n{escaped(table.note)}" if table.note else ""
     return f"## {table.title}\n\n" + "\n".join([head, rule, *rows]) + note
 
 
@@ -129,7 +139,7 @@ def _version(report: Report) -> str:
     return f"edgekd {report.edgekd_version}" if report.edgekd_version else ""
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
     """Keep a value from becoming a column, a heading or HTML."""
     for sign in ("\\", "|", "<", "*", "`", "["):
         value = value.replace(sign, f"\\{sign}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,7 @@ __all__ = [
     "DistillSettings",
     "ExportSettings",
     "FileSettings",
+    "LicenceSettings",
     "LossSettings",
     "ModelSettings",
     "QuantizeSettings",
@@ -168,6 +169,14 @@ class TensorRTSettings(Section):
     batch: list[int] = Field([1, 1, 8], min_length=3, max_length=3, description="min, opt, max of the profile")
 
 
+class LicenceSettings(Section):
+    """Under which licences a bundle's parts may be used; what is not stated here, its card says nobody stated."""
+
+    teacher: str | None = Field(None, description="of the teacher's weights, an SPDX name such as 'Apache-2.0'")
+    data: str | None = Field(None, description="of the data")
+    model: str | None = Field(None, description="of what is shipped")
+
+
 class ExportSettings(Section):
     """What is shipped."""
 
@@ -176,6 +185,10 @@ class ExportSettings(Section):
     min_agreement: float = Field(
         0.999, ge=0.0, le=1.0, description="parity gate: top-1 agreement with torch; one sample is always allowed"
     )
+    preprocessing: Literal["outside", "inside"] = Field(
+        "outside", description="inside: the ONNX file takes uint8 images (B, H, W, C) and normalises them itself"
+    )
+    licences: LicenceSettings = LicenceSettings()
     tensorrt: TensorRTSettings = TensorRTSettings()
 
 
@@ -191,6 +204,18 @@ class BenchSettings(Section):
     profile: Literal["default", "mobile"] = "default"
     queries: int = Field(256, ge=1, description="timed runs of each model, interleaved")
     max_seconds: float = Field(60.0, gt=0.0, description="stop timing after this long")
+    budget_is: Literal["inference", "end_to_end"] = Field(
+        "inference", description="what the budget is about: the model alone, or image in to labels out"
+    )
+    provider: str = Field("CPUExecutionProvider", description="ONNX Runtime's, that every node must run on")
+    allow_fallback: bool = Field(False, description="nodes elsewhere, and int8 nodes that compute on floats, may pass")
+    cores: list[Annotated[int, Field(ge=0)]] = Field([], description="pin to these; default: the fastest ones")
+    sweep_threads: list[Annotated[int, Field(ge=1)]] = Field([], description="numbers of threads to compare")
+    sustained_seconds: float = Field(
+        0.0, ge=0.0, le=86400.0, description="then run the model this long without a pause"
+    )
+    cold_repeats: int = Field(5, ge=1, description="new processes for the cold start")
+    device_options: dict[str, Any] = Field({}, description="the device's own options")
 
 
 class FileSettings(Section):
@@ -234,6 +259,15 @@ class Recipe(Section):
     def _targets_once(self) -> Self:
         if len(set(self.export.targets)) != len(self.export.targets):
             raise ValueError("export.targets: each target once")
+        return self
+
+    @model_validator(mode="after")
+    def _inside_targets(self) -> Self:
+        other = [name for name in self.export.targets if not name.startswith("onnxruntime")]
+        if self.export.preprocessing == "inside" and other:
+            raise ValueError(
+                f"export.preprocessing = 'inside' is for ONNX Runtime's targets; {other[0]} takes normalised images"
+            )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from edgekd._report_model import Outcome
 __all__ = ["TONES", "Cell", "Column", "Table", "Tone", "cells", "columns_of", "label", "without_empty"]
 
 Tone = Literal["", "good", "bad", "unsure"]
-TONES: dict[Outcome, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "unsure"}
+TONES: dict[Outcome, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "unsure", "INVALID": "unsure"}
 
 
 @dataclass(frozen=True)

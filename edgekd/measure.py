@@ -6,12 +6,13 @@ confidence. What a cold start costs is measured apart, in processes of its own.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from edgekd._baseline import share_of
 from edgekd._latency import (
     Int8VsFloatRow,
     Latency,
@@ -23,6 +24,7 @@ from edgekd._latency import (
 )
 from edgekd._processes import ColdStart, cold_start
 from edgekd._statistics import Ratio, compare
+from edgekd.agent.timing import timed_rounds, warm_up
 from edgekd.errors import GateFailed, UsageError
 from edgekd.spec import Runner
 
@@ -43,6 +45,7 @@ __all__ = [
     "latency_of",
     "latency_row",
     "measure",
+    "share_of",
 ]
 
 
@@ -67,7 +70,7 @@ def measure(
 ) -> Measurement:
     """Time models against each other on the same input.
 
-    Only `Runner.run` is between the two readings of the clock.
+    Only `Runner.run` is between the two readings of the clock; the loops are those that a device runs, too.
 
     Args:
         runners: open runners by name; they take turns in this order.
@@ -88,12 +91,26 @@ def measure(
                 f"'{name}' was to run on {runner.provider_requested} and runs on {runner.provider_used}; its time would"
                 " be another device's. Repair that provider or ask for the one that runs."
             )
-    steady, warmup = _warm_up(runners, feeds, protocol, clock_ns)
-    starts, samples = _timed_rounds(runners, feeds, protocol, clock_ns, progress)
+    calls = {name: partial(runner.run, feeds) for name, runner in runners.items()}
+    steady, warmup = warm_up(
+        calls,
+        minimum=protocol.warmup_min,
+        max_seconds=protocol.warmup_max_seconds,
+        window=protocol.window,
+        steady=protocol.steady,
+        clock_ns=clock_ns,
+    )
+    rounds = timed_rounds(
+        calls,
+        queries=protocol.queries,
+        max_seconds=protocol.max_seconds,
+        clock_ns=clock_ns,
+        each_round=None if progress is None else lambda done: progress(done, protocol.queries),
+    )
     latencies = {
         name: latency_of(
-            samples[name],
-            started_ms=starts[name],
+            rounds.samples_ms[name],
+            started_ms=rounds.started_ms[name],
             protocol=protocol,
             warmup=warmup,
             steady=steady,
@@ -103,61 +120,3 @@ def measure(
         for name, runner in runners.items()
     }
     return Measurement(latencies)
-
-
-def _once(runner: Runner, feeds: Mapping[str, np.ndarray], clock_ns: Callable[[], int]) -> tuple[int, float]:
-    """When one run began, in nanoseconds, and how long it took, in milliseconds."""
-    begin = clock_ns()
-    runner.run(feeds)
-    end = clock_ns()
-    return begin, (end - begin) / 1e6
-
-
-def _warm_up(
-    runners: Mapping[str, Runner],
-    feeds: Mapping[str, np.ndarray],
-    protocol: Protocol,
-    clock_ns: Callable[[], int],
-) -> tuple[bool, int]:
-    """Run in turns, as when timing, until every model is steady; whether it was, and the runs of each."""
-    taken: dict[str, list[float]] = {name: [] for name in runners}
-    end_ns = clock_ns() + protocol.warmup_max_seconds * 1e9
-    rounds = 0
-    while True:
-        for name, runner in runners.items():
-            taken[name].append(_once(runner, feeds, clock_ns)[1])
-        rounds += 1
-        if rounds >= protocol.warmup_min and all(_is_steady(times, protocol) for times in taken.values()):
-            return True, rounds
-        if clock_ns() >= end_ns:
-            return False, rounds
-
-
-def _is_steady(times: Sequence[float], protocol: Protocol) -> bool:
-    # medians: on a machine that others use too, a window's spread never settles, its middle does
-    now = statistics.median(times[-protocol.window :])
-    before = statistics.median(times[-2 * protocol.window : -protocol.window])
-    return abs(now - before) <= protocol.steady * before
-
-
-def _timed_rounds(
-    runners: Mapping[str, Runner],
-    feeds: Mapping[str, np.ndarray],
-    protocol: Protocol,
-    clock_ns: Callable[[], int],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Start times since the first run and durations of every run, by name, both in milliseconds."""
-    starts: dict[str, list[float]] = {name: [] for name in runners}
-    samples: dict[str, list[float]] = {name: [] for name in runners}
-    origin = clock_ns()
-    for done in range(1, protocol.queries + 1):
-        for name, runner in runners.items():
-            begin, sample_ms = _once(runner, feeds, clock_ns)
-            starts[name].append((begin - origin) / 1e6)
-            samples[name].append(sample_ms)
-        if progress is not None:
-            progress(done, protocol.queries)
-        if clock_ns() - origin >= protocol.max_seconds * 1e9:
-            break
-    return starts, samples

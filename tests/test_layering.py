@@ -7,6 +7,7 @@ share, 1 the vocabulary. A module may import its own level and lower ones, with 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,12 @@ MEMBER_PACKAGES = {catalog.package for catalog in CATALOGS.values()}
 OPERATIONS = {
     "edgekd.agreement",
     "edgekd.audit",
+    "edgekd.bundle",
     "edgekd.cache",
     "edgekd.distillation_quality",
     "edgekd.doctor",
     "edgekd.engine",
+    "edgekd.estimate",
     "edgekd.evaluate",
     "edgekd.export",
     "edgekd.feeds",
@@ -57,6 +60,7 @@ OPERATIONS = {
     "edgekd.placement",
     "edgekd.quantize",
     "edgekd.quantize_onnx",
+    "edgekd.reachable",
     "edgekd.report",
     "edgekd.sensitivity",
 }
@@ -114,6 +118,8 @@ def level(name: str) -> int:
         return 5
     if any(name == package or name.startswith(f"{package}.") for package in MEMBER_PACKAGES):
         return 3
+    if name == "edgekd.agent" or name.startswith("edgekd.agent."):
+        return 2
     if name in SHARED:
         return 2
     if name in VOCABULARY:
@@ -134,10 +140,14 @@ def imports(module: Module, *, for_types: bool = True) -> Iterator[str]:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module.name}: imports are absolute"
+            # on a device the program's package has another name
+            assert node.level == (1 if module.name.startswith("edgekd.agent.") and node.level else 0), (
+                f"{module.name}: imports are absolute"
+            )
+            source = ".".join(part for part in (module.package if node.level else "", node.module or "") if part)
             for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield from (name for name in (whole if whole in MODULES else node.module or "",) if name in MODULES)
+                whole = f"{source}.{alias.name}"
+                yield from (name for name in (whole if whole in MODULES else source,) if name in MODULES)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
 
@@ -184,6 +194,22 @@ def test_imports_have_no_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_program_for_devices_needs_nothing_else_of_ours_and_only_devices_and_above_need_it() -> None:
+    inside = {name for name in MODULES if name.startswith("edgekd.agent.")}
+    assert len(inside) >= 8
+    allowed = {"numpy", "onnxruntime", *sys.stdlib_module_names}
+    for name in sorted(inside):
+        for node in ast.walk(MODULES[name].tree):
+            if isinstance(node, ast.Import):
+                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, name
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").partition(".")[0] in allowed, name
+    users = {source for source, target in EDGES if target in inside and source not in inside}
+    # a TensorRT engine is kept and timed by the same code on this machine and on a device
+    shared = {"edgekd.targets._engine", "edgekd.targets._trt_runner"}
+    assert all(name.startswith("edgekd.devices.") or name in shared or level(name) >= 4 for name in users)
 
 
 def test_nobody_imports_the_command_line() -> None:
@@ -236,13 +262,14 @@ def test_command_line_reaches_operations_by_their_public_files_only() -> None:
 @pytest.mark.parametrize(
     ("what", "owners", "is_it"),
     [
-        ("seals artifacts", {"edgekd.pipeline._run"}, lambda call: call in ("seal", "artifact.seal")),
+        # files without a run are sealed as a run would have left them, for as long as they are packed
+        ("seals artifacts", {"edgekd.pipeline._run", "edgekd.pipeline._packing_files"}, lambda call: call in ("seal", "artifact.seal")),
         ("steps an optimizer", {"edgekd._step"}, lambda call: call.endswith("optimizer.step")),
         ("backpropagates", {"edgekd._step"}, lambda call: call.endswith(".backward")),
         # the cold-start probe is a script of its own, and its stdout is its answer to the process that started it
         (
             "prints",
-            {"edgekd._coldstart", "edgekd.devices._arm64_run"},
+            {"edgekd._coldstart", "edgekd.devices._arm64_run", "edgekd.agent.cold"},
             lambda call: call in ("print", "sys.stdout.write", "sys.stderr.write"),
         ),
         (
@@ -287,6 +314,7 @@ def test_only_the_command_line_reads_arguments_and_ends_the_process() -> None:
     assert {name for name in users if not name.startswith("edgekd.cli")} <= {
         "edgekd._coldstart",
         "edgekd.devices._arm64_run",
+        "edgekd.agent.cold",
     }
 
 

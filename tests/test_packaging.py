@@ -130,7 +130,7 @@ def test_every_import_is_a_dependency(project: dict[str, Any], repository: Path)
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     imported |= {alias.name.split(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and node.module:
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                     imported.add(node.module.split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"edgekd"}
     assert foreign - declared - optional - brought == set()
@@ -145,7 +145,8 @@ def test_import_of_the_package_is_cheap() -> None:
 
 
 def test_tests_mirror_the_source(repository: Path) -> None:
-    """A folder of tests is a folder of the source or the repository, or `contracts`, which run over whole catalogs."""
+    """A folder of tests is a folder or a file of the source or the repository, or `contracts`, over whole catalogs."""
     folders = {path.name for path in (repository / "tests").iterdir() if path.is_dir() and path.name[0] not in "._"}
     sources = {path.name for place in (repository, repository / "edgekd") for path in place.iterdir() if path.is_dir()}
+    sources |= {path.stem for place in ("edgekd", "cli") for path in (repository / place).glob("[!_]*.py")}
     assert folders <= sources | {"contracts"}

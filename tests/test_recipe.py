@@ -85,6 +85,10 @@ UNKNOWN = [
     ),
     ({"export": {"target": []}}, "export.target: unknown key 'target' in [export]. Did you mean 'targets'?"),
     (
+        {"export": {"licences": {"licence": "MIT"}}},
+        "export.licences.licence: unknown key 'licence' in [export.licences].",
+    ),
+    (
         {"export": {"tensorrt": {"engin": "off"}}},
         "export.tensorrt.engin: unknown key 'engin' in [export.tensorrt]. Did you mean 'engine'?",
     ),

@@ -22,7 +22,7 @@ import numpy as np
 from edgekd.errors import BackendMissing, MismatchError, ModelFileError
 from edgekd.spec import TensorSpec
 
-__all__ = ["USERLAND", "EmulatedArm64Runner", "userland_folder"]
+__all__ = ["USERLAND", "EmulatedArm64Runner", "userland_command", "userland_environment", "userland_folder"]
 
 USERLAND = "EDGEKD_ARM64_USERLAND"
 """The environment variable that names the folder."""
@@ -52,6 +52,21 @@ def userland_folder(given: Path | None = None) -> Path:
             raise BackendMissing(f"emulated_arm64: {folder} is no arm64 userland: it has no {part}. {make}")
     _emulator(folder)
     return folder
+
+
+def userland_command(folder: Path) -> list[str]:
+    """What starts the emulated Python; arguments for it may follow."""
+    # -s and -P: neither the user's packages nor the current folder, both of which are for another processor
+    return [_emulator(folder), "-L", str(folder / "root"), str(folder / _PYTHON), "-s", "-P"]
+
+
+def userland_environment(folder: Path) -> dict[str, str]:
+    """The environment of the emulated Python; it has nothing of this process's but the temporary folder."""
+    return {
+        "PYTHONPATH": str(folder / "site-packages"),
+        "PATH": os.environ.get("PATH", ""),
+        "TMPDIR": tempfile.gettempdir(),
+    }
 
 
 class EmulatedArm64Runner:
@@ -120,8 +135,8 @@ class EmulatedArm64Runner:
         self.close()
 
     def _started(self, userland: Path, threads: int) -> subprocess.Popen[bytes]:
-        environment = {"PYTHONPATH": str(userland / "site-packages"), "OMP_NUM_THREADS": str(threads)}
-        command = [_emulator(userland), "-L", str(userland / "root"), str(userland / _PYTHON), "-s", "-P"]
+        environment = {**userland_environment(userland), "OMP_NUM_THREADS": str(threads)}
+        command = userland_command(userland)
         try:
             return subprocess.Popen(
                 [*command, str(_SCRIPT), str(self._path.resolve()), str(threads)],

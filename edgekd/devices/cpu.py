@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
+from pydantic import Field
 
+from edgekd import spec
+from edgekd.devices._agent_place import AgentPlace
 from edgekd.devices._base import Device
 from edgekd.devices._linux import cgroup_limits, cpu_clocks_mhz, cpu_details, governor, max_clock_khz, temperatures_c
+from edgekd.devices._program import BOOTSTRAP, Start
 from edgekd.errors import UsageError
 
 __all__ = ["Cpu"]
@@ -22,6 +27,36 @@ _TASKS = Path("/proc/self/task")
 
 class Cpu(Device):
     """The processor of this machine."""
+
+    class Options(spec.Options):
+        """How a program of its own runs here.
+
+        Args:
+            folder: to make its private folder in; the system's temporary one unless given.
+            silence_seconds: it is taken to hang when it says nothing for so long.
+        """
+
+        folder: str | None = None
+        silence_seconds: float = Field(120.0, gt=0.0)
+
+    here: ClassVar[bool] = True
+
+    @classmethod
+    def found(cls) -> list[str]:
+        """This machine's processor."""
+        return ["cpu"]
+
+    def open(self) -> AgentPlace:
+        """A process of this interpreter, which answers as a device would."""
+        options = self.options if isinstance(self.options, Cpu.Options) else Cpu.Options()
+        return AgentPlace(
+            Start(
+                name="cpu",
+                command=[sys.executable, "-c", BOOTSTRAP],
+                silence_seconds=options.silence_seconds,
+                hello={"folder": options.folder},
+            )
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the processor and its state now; a value it does not tell is None.

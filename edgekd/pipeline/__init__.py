@@ -26,24 +26,36 @@ from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json
 
 if TYPE_CHECKING:
+    from edgekd.pipeline._bench_bundle import bench_bundle
     from edgekd.pipeline._bench_file import bench_file
+    from edgekd.pipeline._gating import compare_with, exit_code_of, write_summaries
+    from edgekd.pipeline._packing import pack
+    from edgekd.pipeline._packing_files import pack_files
+    from edgekd.pipeline._probing import Probed, probe_device
     from edgekd.pipeline._quantize_file import FileQuantization, quantize_file
 
 __all__ = [
     "MOST",
     "Combination",
     "FileQuantization",
+    "Probed",
     "RunResult",
     "Silent",
     "Stage",
     "SweepResult",
     "Watcher",
+    "bench_bundle",
     "bench_file",
     "build_cache",
     "check",
     "check_sweep",
     "combinations",
+    "compare_with",
+    "exit_code_of",
     "open_report",
+    "pack",
+    "pack_files",
+    "probe_device",
     "quantize_file",
     "read_grid",
     "run",
@@ -52,12 +64,21 @@ __all__ = [
     "verify",
     "verify_cache",
     "write_report",
+    "write_summaries",
 ]
 
 Stage = Literal["train", "distill", "quantize", "export", "bench", "report"]
 _ORDER: tuple[Stage, ...] = ("train", "distill", "quantize", "export", "bench", "report")
 _LATER = {
+    "bench_bundle": "edgekd.pipeline._bench_bundle",
+    "compare_with": "edgekd.pipeline._gating",
+    "exit_code_of": "edgekd.pipeline._gating",
+    "write_summaries": "edgekd.pipeline._gating",
     "bench_file": "edgekd.pipeline._bench_file",
+    "Probed": "edgekd.pipeline._probing",
+    "probe_device": "edgekd.pipeline._probing",
+    "pack": "edgekd.pipeline._packing",
+    "pack_files": "edgekd.pipeline._packing_files",
     "quantize_file": "edgekd.pipeline._quantize_file",
     "FileQuantization": "edgekd.pipeline._quantize_file",
 }
@@ -226,4 +247,4 @@ def _exit_code(report: Report, until: Stage) -> int:
     if report.verdict.overall == "FAIL":
         return 1
     measured = _ORDER.index(until) >= _ORDER.index("bench")
-    return 5 if report.verdict.overall == "INCONCLUSIVE" and measured else 0
+    return 5 if report.verdict.overall in ("INCONCLUSIVE", "INVALID") and measured else 0

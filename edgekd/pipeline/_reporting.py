@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from typing import Any
 
 import edgekd
-from edgekd._report_model import Outcome
 from edgekd._report_sensitivity import mixed_sentences
 from edgekd._sensitivity_model import MixedPrecision, Sensitivity
 from edgekd.artifact import Artifact
 from edgekd.evaluate import Paired, Predictions, accuracy, paired, rung
-from edgekd.pipeline._bench_rows import int8_vs_float_rows, latency_rows, mobile_rows, operator_rows
+from edgekd.pipeline._bench_rows import bench_fields, bench_notes
 from edgekd.pipeline._cost_rows import stage_row, training_costs
 from edgekd.pipeline._mentors import wanted
 from edgekd.pipeline._mixing import MIXED, SENSITIVITY
@@ -21,7 +19,7 @@ from edgekd.pipeline._quantize_plan import plan_of
 from edgekd.pipeline._run import Run
 from edgekd.pipeline._shipping import FLOAT_STEM, INT8_STEM, pieces, predictions_name
 from edgekd.pipeline._training import PREDICTIONS, WEIGHTS, history_of, predictions_of
-from edgekd.recipe import BenchSettings
+from edgekd.pipeline._verdict import verdict_of
 from edgekd.report import (
     Curve,
     Engine,
@@ -30,10 +28,9 @@ from edgekd.report import (
     ParityRow,
     Report,
     Rung,
-    Verdict,
 )
 
-__all__ = ["assemble", "verdict_of"]
+__all__ = ["assemble"]
 
 
 def assemble(run: Run, targets: Sequence[str]) -> Report:
@@ -50,13 +47,6 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
         ladder=[entry for entry, _ in ladder],
         paired=_paired(ladder),
         distillation=quality_of(run.made["quality"]) if "quality" in run.made else None,
-        latency=[row for target, bench in benches.items() for row in latency_rows(target, bench)],
-        latency_samples={
-            _label(name, target, benches): latency["samples_ms"]
-            for target, bench in benches.items()
-            for name, latency in bench["latency"].items()
-        },
-        int8_vs_float=[row for target, bench in benches.items() for row in int8_vs_float_rows(target, bench)],
         fusion=[Fusion(**export.manifest.metrics["audit"]) for export in exports.values() if _audited(export)],
         sensitivity={
             target: Sensitivity.model_validate_json(made.file(SENSITIVITY).read_bytes())
@@ -75,16 +65,18 @@ def assemble(run: Run, targets: Sequence[str]) -> Report:
             for row in export.manifest.metrics["parity"]
         ],
         engines=[Engine(**row) for export in exports.values() for row in export.manifest.metrics["engines"]],
-        mobile=[row for target, bench in benches.items() for row in mobile_rows(target, bench)],
-        operators=[row for target, bench in benches.items() for row in operator_rows(target, bench)],
         curves=[row for name, artifact in run.made.items() for row in _curves(name, artifact)],
         training=[row for name, artifact in run.made.items() for row in training_costs(name, artifact)],
         lineage=[_lineage(run, name, artifact) for name, artifact in run.made.items()],
         stages=[stage_row(run, time) for time in run.times],
         environment=run.environment,
-        notes=_notes(run, targets),
+        notes=[
+            *_notes(run, targets),
+            *(f"{name}: {note}" for name, one in benches.items() for note in bench_notes(one)),
+        ],
+        **bench_fields(benches),
     )
-    return report.model_copy(update={"verdict": verdict_of(run.recipe.bench, report, benches)})
+    return report.model_copy(update={"verdict": verdict_of(run.recipe.bench, report)})
 
 
 _Ladder = list[tuple[Rung, Predictions]]
@@ -168,10 +160,6 @@ def _paired(ladder: _Ladder) -> list[Paired]:
     return rows
 
 
-def _label(name: str, target: str, benches: dict[str, Any]) -> str:
-    return name if len(benches) == 1 else f"{name} {target}"
-
-
 def _curves(name: str, artifact: Artifact) -> list[Curve]:
     history = history_of(artifact)
     if history is None:
@@ -242,52 +230,3 @@ def _origin(run: Run, target: str) -> list[str]:
         found = MixedPrecision.model_validate_json(mixed.file(MIXED).read_bytes())
         lines += [line.removeprefix(f"{target}: ") for line in mixed_sentences({target: found})]
     return lines
-
-
-def verdict_of(
-    chosen: BenchSettings, report: Report, benches: dict[str, Any], *, rung: str = "onnx_int8"
-) -> Verdict | None:
-    """One answer from every gate: parity and fusion must hold, and the budget at the stated percentile."""
-    if not report.parity and not report.latency:
-        return None
-    failures = [
-        f"{row.target}: {row.file} agrees with its torch program on {row.top1_agreement:.3%} of {row.n} samples, at"
-        f" least {row.min_agreement:.3%} is needed."
-        for row in report.parity
-        if row.min_agreement is not None and _differing(row) > max(1, int((1 - row.min_agreement) * row.n))
-    ]
-    failures += [
-        f"{row.target}: {row.quantizable - row.int8} of {row.quantizable} quantizable operators stay float; first:"
-        f" {row.float_islands[0].op} '{row.float_islands[0].name}': {row.float_islands[0].cause}"
-        for row in report.fusion
-        if row.coverage < 1.0
-    ]
-    rows = [row for row in report.latency if row.rung == rung]
-    failures += [f"{row.target} on {row.device}: {row.reason}" for row in rows if row.verdict == "FAIL"]
-    unsure = [f"{row.target} on {row.device}: {row.reason}" for row in rows if row.verdict == "INCONCLUSIVE"]
-    if not rows:
-        unsure.append("Latency was not measured for any target.")
-    passed = [f"{row.target} on {row.device}: {row.reason}" for row in rows if row.verdict == "PASS"]
-    overall: Outcome = "FAIL" if failures else "INCONCLUSIVE" if unsure else "PASS"
-    worst = max(rows, key=lambda row: row.mean_ms, default=None)
-    return Verdict(
-        overall=overall,
-        reasons=failures + unsure + passed,
-        rung=rung if worst else None,
-        target=worst.target if worst else None,
-        device=worst.device if worst else None,
-        budget_ms=chosen.budget_ms,
-        percentile=chosen.percentile,
-        confidence=chosen.confidence,
-        measured_ms=_percentile_of(benches, worst.target, rung) if worst and worst.target else None,
-    )
-
-
-def _differing(row: ParityRow) -> int:
-    """Samples whose class differs; a single one, two logits that tie, says nothing on a small split."""
-    return round((1 - row.top1_agreement) * row.n)
-
-
-def _percentile_of(benches: dict[str, Any], target: str, rung: str) -> float | None:
-    value: float | None = benches[target]["latency"][rung]["percentile_ms"]
-    return value

@@ -15,12 +15,15 @@ from torch import nn
 
 from edgekd.artifact import Artifact, Draft
 from edgekd.batches import evaluation_batches
-from edgekd.devices._base import Device
+from edgekd.devices._base import Device, open_place
 from edgekd.errors import BackendMissing
 from edgekd.evaluate import parity, predict_runner
 from edgekd.export import INPUT, golden_vectors, metadata
 from edgekd.measure import Measurement, Protocol, cold_start, measure
+from edgekd.pipeline._bench_models import FLOAT32, INT8, placed_file
+from edgekd.pipeline._bench_place import bench_on, takes_place, unfit
 from edgekd.pipeline._by_choice import chosen_groups, without_chosen
+from edgekd.pipeline._inside import put_inside, seen, shipped_spec, taken
 from edgekd.pipeline._quantize_plan import plan_of, program_of
 from edgekd.pipeline._run import Run, Watcher
 from edgekd.pipeline._training import as_json, example_inputs, network_of, predictions_of
@@ -50,6 +53,8 @@ def export_stage(run: Run, target_name: str, student: Artifact, quantized: Artif
         "tensorrt": chosen.tensorrt.model_dump(mode="json") if target_name == "tensorrt" else None,
         "engines": missing is None,
     }
+    if chosen.preprocessing != "outside":  # named only where it is not the default: older artifacts keep their keys
+        settings["preprocessing"] = chosen.preprocessing
 
     def make(draft: Draft, checkpoint: Path) -> None:
         if missing is not None and engine == "required":
@@ -71,23 +76,53 @@ def export_stage(run: Run, target_name: str, student: Artifact, quantized: Artif
 def bench_stage(run: Run, target_name: str, exported: Artifact) -> Artifact | None:
     """Latency of a target's float and int8 files on the recipe's device; None where it would say nothing."""
     target = run.target(target_name)
-    if (reason := target.absent_here()) is not None:
+    chosen = run.recipe.bench
+    placed = takes_place(chosen, target)
+    if not placed and (reason := target.absent_here()) is not None:
         run.watcher.message(f"Target '{target_name}' is not measured here: it {reason}.")
         return None
-    chosen = run.recipe.bench
     settings = {"target": target_name, **chosen.model_dump(mode="json"), "machine": platform.node()}
+    name, parents = f"bench-{target_name}", {"exported": exported}
+    if placed and not run.open_only and not run.is_there(name, "bench", settings, parents):
+        return _bench_on_place(run, target, exported, name, settings)
 
     def make(draft: Draft, checkpoint: Path) -> None:
-        files = {
-            "onnx_float": exported.file(_name(target, FLOAT_STEM)),
-            "onnx_int8": exported.file(_name(target, INT8_STEM)),
-        }
-        feeds = {INPUT: example_inputs(run, chosen.batch).numpy()}
+        files = {FLOAT32: exported.file(_name(target, FLOAT_STEM)), INT8: exported.file(_name(target, INT8_STEM))}
+        feeds = {INPUT: taken(run, example_inputs(run, chosen.batch).numpy())}
         device = run.member("devices", chosen.device)
         record = bench_files(chosen, target, files, feeds, device=device, watcher=run.watcher)
         (draft.folder / "bench.json").write_text(as_json(record), encoding="utf-8")
 
-    return run.stage(f"bench-{target_name}", kind="bench", settings=settings, parents={"exported": exported}, make=make)
+    return run.stage(name, kind="bench", settings=settings, parents=parents, make=make)
+
+
+def _bench_on_place(
+    run: Run, target: Target, exported: Artifact, name: str, settings: Mapping[str, Any]
+) -> Artifact | None:
+    """The same over a connection; None where the device's processor is another than the target's."""
+    chosen = run.recipe.bench
+    with open_place(chosen.device, chosen.device_options) as place:
+        if (reason := unfit(target, place.about(), place.name)) is not None:
+            run.watcher.message(f"Target '{target.name}' is not measured on {place.name}: it {reason}.")
+            return None
+
+        def make(draft: Draft, checkpoint: Path) -> None:
+            models = [
+                placed_file(rung, target.name, exported.file(_name(target, stem)))
+                for rung, stem in ((FLOAT32, FLOAT_STEM), (INT8, INT8_STEM))
+            ]
+            record = bench_on(
+                place,
+                models,
+                {INPUT: taken(run, example_inputs(run, chosen.batch).numpy())},
+                chosen,
+                preprocessing=run.spec.preprocessing,
+                takes_images=run.recipe.export.preprocessing == "inside",
+                watcher=run.watcher,
+            )
+            (draft.folder / "bench.json").write_text(as_json(record), encoding="utf-8")
+
+        return run.stage(name, kind="bench", settings=settings, parents={"exported": exported}, make=make)
 
 
 def bench_files(
@@ -165,8 +200,10 @@ def _write_models(run: Run, target: Target, draft: Draft, student: Artifact, qua
         notes = metadata(run.spec, {**ids, "precision": "int8" if int8 else "float32"})
         path = draft.folder / _name(target, name)
         target.write(program, example, path, int8=int8, metadata=notes, opset=run.recipe.export.opset)
-    (draft.folder / "spec.json").write_text(run.spec.model_dump_json(indent=1), encoding="utf-8")
-    draft.spec = run.spec
+        if (row := put_inside(run, target, path)) is not None:
+            draft.metrics.setdefault("preprocessing", []).append(row)
+    draft.spec = shipped_spec(run)
+    (draft.folder / "spec.json").write_text(draft.spec.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _check_models(run: Run, target: Target, draft: Draft, student: Artifact, quantized: Artifact) -> None:
@@ -175,7 +212,7 @@ def _check_models(run: Run, target: Target, draft: Draft, student: Artifact, qua
     for stem, parent in ((FLOAT_STEM, student), (INT8_STEM, quantized)):
         name = _name(target, stem)
         with target.reference(draft.folder / name, threads=torch.get_num_threads()) as runner:
-            found = predict_runner(runner, evaluation_batches(run.data.test, run.data.preprocessing))
+            found = predict_runner(runner, seen(run, evaluation_batches(run.data.test, run.data.preprocessing)))
             if stem == INT8_STEM:
                 _golden(run, runner, draft.folder / "golden.npz")
         np.savez_compressed(_predictions_file(draft.folder, name), logits=found.logits, labels=found.labels)
@@ -198,8 +235,8 @@ def _name(target: Target, stem: str) -> str:
 def _golden(run: Run, runner: Runner, path: Path) -> None:
     """Inputs and the answers that the shipped file gives to them, in pieces as large as the file takes."""
     ids = torch.arange(min(_GOLDEN, len(run.data.train)))
-    batches = evaluation_batches(run.data.train, run.data.preprocessing, ids=ids)
-    golden_vectors(example_inputs(run, _GOLDEN).numpy(), predict_runner(runner, batches).logits, path)
+    batches = seen(run, evaluation_batches(run.data.train, run.data.preprocessing, ids=ids))
+    golden_vectors(taken(run, example_inputs(run, _GOLDEN).numpy()), predict_runner(runner, batches).logits, path)
 
 
 def _predictions_file(folder: Path, model: str) -> Path:

@@ -12,12 +12,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from edgekd.agent.cuda import CudaError, Driver
+from edgekd.agent.engines import kept_engine
+from edgekd.agent.gpu import engine_fingerprint
 from edgekd.errors import BackendMissing, GateFailed, StorageError, UsageError
 from edgekd.spec import TensorSpec
 from edgekd.targets._base import Built
@@ -26,7 +29,15 @@ from edgekd.targets._trt_library import Messages, messages, trt_library
 from edgekd.targets._trt_network import ParsedNetwork, parse
 from edgekd.targets._trt_runner import TensorRTRunner, cuda_capability
 
-__all__ = ["TensorRTRunner", "build_engine", "compute_capabilities", "parse", "trt_library"]
+__all__ = [
+    "TensorRTRunner",
+    "build_engine",
+    "compute_capabilities",
+    "gpu_facts",
+    "parse",
+    "ready_engine",
+    "trt_library",
+]
 
 
 def compute_capabilities() -> list[str]:
@@ -70,7 +81,10 @@ def build_engine(
     _check_capability(compute_capability)
     network = parse(onnx_path)
     with messages() as said:
-        plan = _plan(network, compute_capability, batch, timing_cache, said, onnx_path)
+        start = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
+        plan, timings = _plan(network, compute_capability, batch, start, said, onnx_path)
+    if timing_cache is not None and timings:
+        _write(timing_cache, timings)
     fingerprint: dict[str, Any] = {
         "library": library,
         "version": version,
@@ -90,6 +104,57 @@ def build_engine(
     _write(out / f"{name}.json", json.dumps(sidecar, indent=2).encode())
     _write(out / name, plan)  # last: an engine never stands without its sidecar
     return Built(path=out / name, fingerprint=fingerprint)
+
+
+def ready_engine(
+    onnx_path: Path, *, gpu: Mapping[str, Any], batch: tuple[int, int, int], folder: Path | None = None
+) -> tuple[Built, list[str]]:
+    """The engine of an ONNX file for one GPU: the one kept beside it if it fits, else a new one, with messages.
+
+    Nothing that lies there is an error: an engine for another GPU, library, driver, file or batch, a damaged engine
+    and damaged kernel timings are each told in one sentence, and it is built again. Several processes take turns.
+
+    Args:
+        onnx_path: a float or Q/DQ file.
+        gpu: what `gpu_facts` says, or a GPU that is not here where the library builds ahead of time.
+        batch: smallest, most frequent and largest size of a dynamic first dimension.
+        folder: where engines are kept; beside the file unless given.
+
+    Raises:
+        UsageError, BackendMissing, ModelFileError, GateFailed, StorageError: as `build_engine`.
+    """
+    _, library, version = trt_library()
+    capability = str(gpu["compute_capability"])
+    _check_batch(batch)
+    _check_capability(capability)
+    wanted = engine_fingerprint(gpu, library, version, onnx_sha256=_sha256(onnx_path), batch=batch)
+    facts: dict[str, Any] = {}
+
+    def make(timings: bytes) -> tuple[bytes, bytes]:
+        network = parse(onnx_path)
+        facts["inputs"] = [spec.model_dump() for spec in network.inputs]
+        facts["outputs"] = [spec.model_dump() for spec in network.outputs]
+        with messages() as said:
+            return _plan(network, capability, batch, timings, said, onnx_path)
+
+    place = folder if folder is not None else onnx_path.parent
+    try:
+        kept = kept_engine(place, onnx_path.stem, wanted, make, facts=facts)
+    except OSError as error:
+        raise _unwritten(place, error) from error
+    return Built(path=kept.path, fingerprint=kept.sidecar["fingerprint"]), kept.messages
+
+
+def gpu_facts() -> dict[str, Any]:
+    """Name, compute capability and driver of this machine's first GPU, as the CUDA driver has them.
+
+    Raises:
+        BackendMissing: no driver or no GPU.
+    """
+    try:
+        return Driver().facts()
+    except CudaError as error:
+        raise BackendMissing(f"A GPU is needed here: {error}.") from error
 
 
 def _check_batch(batch: tuple[int, int, int]) -> None:
@@ -119,31 +184,34 @@ def _plan(
     network: ParsedNetwork,
     compute_capability: str,
     batch: tuple[int, int, int],
-    timing_cache: Path | None,
+    timings: bytes,
     said: Messages,
     onnx_path: Path,
-) -> bytes:
-    """The serialized engine."""
+) -> tuple[bytes, bytes]:
+    """The serialized engine, and the kernel timings afterwards: empty from a library that has no GPU to time on."""
     if network.handle is None:
         raise RuntimeError("only a network that was just parsed can be built")
     builder, definition, _ = network.handle
     config = builder.create_builder_config()
     accepted = _set_capability(config, compute_capability)
     accepted = accepted and _set_profile(builder, config, network.inputs, batch, onnx_path)
-    timed = timing_cache if not compute_capabilities() else None
-    if accepted and timed is not None:
-        start = timed.read_bytes() if timed.is_file() else b""
-        # a cache from another GPU or version is not an error: the builder times again
-        config.set_timing_cache(config.create_timing_cache(start), False)
+    timed = accepted and not compute_capabilities() and _set_timings(config, timings)
     plan = builder.build_serialized_network(definition, config) if accepted else None
     if plan is None:
         raise GateFailed(
             f"{onnx_path}: TensorRT could not build an engine for compute capability {compute_capability}, batch"
             f" {batch[0]} to {batch[2]}: {said.text()}.{_turing_hint(compute_capability, network)}"
         )
-    if timed is not None:
-        _write(timed, bytes(config.get_timing_cache().serialize()))
-    return bytes(plan)
+    return bytes(plan), bytes(config.get_timing_cache().serialize()) if timed else b""
+
+
+def _set_timings(config: Any, timings: bytes) -> bool:
+    """Kernel timings to start from; those of another GPU or version are no error: the builder times again."""
+    for content in (timings, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return True
+    return False
 
 
 def _turing_hint(compute_capability: str, network: ParsedNetwork) -> str:
@@ -202,6 +270,8 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror}. Free some space or choose another folder."
-        ) from error
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be written: {error.strerror}. Free some space or choose another folder.")

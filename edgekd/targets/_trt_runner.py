@@ -1,21 +1,29 @@
-"""Run a TensorRT engine on the GPU it was built for; torch's CUDA tensors are the buffers."""
+"""Run a TensorRT engine on the GPU it was built for, and time it there.
+
+Answers come through torch's CUDA tensors, one set a call. Times come from a session of `edgekd.agent` on the same
+engine: buffers that stay, pinned host memory, a CUDA graph, and the GPU's own clock.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
+from edgekd.agent.cuda import CudaError, Driver
+from edgekd.agent.engine_session import EngineSession, GpuRefusal, GpuTimes
 from edgekd.errors import BackendMissing, MismatchError, ModelFileError
 from edgekd.spec import TensorSpec
 from edgekd.targets._trt_library import messages, trt_library, trt_logger
 
 __all__ = ["TensorRTRunner", "cuda_capability"]
+
+Answer = TypeVar("Answer")
 
 
 def cuda_capability() -> str | None:
@@ -56,6 +64,8 @@ class TensorRTRunner:
             raise ModelFileError(f"{engine_path}: {library} cannot load the engine: {said.text()}. Build it again.")
         import torch
 
+        self._session: EngineSession | None = None
+        self._session_kind = (True, "spin")
         self._torch: Any = torch
         self._stream: Any = self._torch.cuda.Stream()
 
@@ -79,8 +89,69 @@ class TensorRTRunner:
             raise MismatchError(f"{self._where}: TensorRT did not run: {said.text()}. {self._wanted(feeds)}")
         return {spec.name: buffers[spec.name].cpu().numpy() for spec in self.outputs}
 
+    def timed(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        queries: int,
+        warmup: int = 20,
+        use_graph: bool = True,
+        sync: Literal["spin", "blocking"] = "spin",
+    ) -> GpuTimes:
+        """Time copies and inference apart, by the GPU's clock, and all of it by the host's.
+
+        Args:
+            feeds: by input name.
+            queries: timed runs.
+            warmup: runs before them.
+            use_graph: replay the inference as a CUDA graph; where it cannot be recorded the result's note says why.
+            sync: how the host waits: asking again and again, or asleep.
+
+        Raises:
+            MismatchError: the feeds do not fit the engine's inputs or its batch profile.
+            BackendMissing: the CUDA driver refused.
+        """
+        return self._asked(lambda session: session.timed(feeds, queries=queries, warmup=warmup), use_graph, sync)
+
+    def throughput(self, feeds: Mapping[str, np.ndarray], *, seconds: float = 1.0) -> float:
+        """Samples per second, batches enqueued one behind the other and without copies, by the GPU's clock.
+
+        Raises:
+            MismatchError, BackendMissing: as `timed`.
+        """
+        batch = next(iter(feeds.values())).shape[0]
+        per_second = self._asked(lambda session: session.throughput(feeds, seconds=seconds), True, "spin")
+        return float(batch * per_second)
+
+    def _asked(self, do: Callable[[EngineSession], Answer], use_graph: bool, sync: str) -> Answer:
+        if self._context is None:
+            raise RuntimeError(f"runner of {self._where} is closed")
+        try:
+            if self._session is None or self._session_kind != (use_graph, sync):
+                self._end_session()
+                self._session = EngineSession(
+                    trt_library()[0],
+                    self._engine,
+                    Driver(),
+                    provider=self.provider_used,
+                    use_graph=use_graph,
+                    sync=sync,
+                )
+                self._session_kind = (use_graph, sync)
+            return do(self._session)
+        except GpuRefusal as error:
+            raise MismatchError(f"{self._where}: {error}.") from error
+        except CudaError as error:
+            raise BackendMissing(f"{self._where}: {error}.") from error
+
+    def _end_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
+        self._end_session()
         # in this order: a context must not outlive its engine, nor an engine its runtime
         self._context = None
         self._engine = None

@@ -61,7 +61,7 @@ def test_help_is_fast() -> None:
 def test_help_names_every_verb_once_and_uncut(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert len(_commands()) == 14
+    assert len(_commands()) == 19
     for verb in _commands():
         assert sum(line.startswith(f"  {verb} ") for line in shown.splitlines()) == 1, verb
     assert "..." not in shown.split("Start:")[1]
@@ -179,6 +179,30 @@ def test_sigterm_handler_is_taken_back_after_the_command() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--version"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_that_meets_a_clean_up_is_not_lost(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.catalog import Catalog
+
+    class Thing:
+        def __del__(self) -> None:  # what it raises, Python only prints
+            signal.raise_signal(number)
+            time.sleep(0)
+
+    def names(self: Catalog) -> list[str]:
+        Thing()
+        time.sleep(20)
+        return []
+
+    monkeypatch.setattr(Catalog, "names", names)
+    before = sys.unraisablehook
+    assert main(["list"]) == code
+    assert sys.unraisablehook is before
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def _training(folder: Path) -> subprocess.Popen[str]:
