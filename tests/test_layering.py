@@ -263,7 +263,11 @@ def test_command_line_reaches_operations_by_their_public_files_only() -> None:
     ("what", "owners", "is_it"),
     [
         # files without a run are sealed as a run would have left them, for as long as they are packed
-        ("seals artifacts", {"edgekd.pipeline._run", "edgekd.pipeline._packing_files"}, lambda call: call in ("seal", "artifact.seal")),
+        (
+            "seals artifacts",
+            {"edgekd.pipeline._run", "edgekd.pipeline._packing_files"},
+            lambda call: call in ("seal", "artifact.seal"),
+        ),
         ("steps an optimizer", {"edgekd._step"}, lambda call: call.endswith("optimizer.step")),
         ("backpropagates", {"edgekd._step"}, lambda call: call.endswith(".backward")),
         # the cold-start probe is a script of its own, and its stdout is its answer to the process that started it
