@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _record import RESULTS
+from devices import table as devices
 from engine import table as engine
 from quantization import families, table
 from recipes import tables
@@ -36,6 +37,7 @@ def main() -> int:
         "families": families.table(_read("quantization_families")),
         "methods": "\n\n".join(methods_block(_read(path.stem)) for path in sorted(RESULTS.glob("methods*.json"))),
         "engine": engine.table(_read),
+        "devices": devices.table(_read),
         "calibration": calibration_block(_read("calibration"), [_read("qat_step"), _read("qat_step_compiled")]),
     }
     for name, block in blocks.items():

@@ -69,7 +69,8 @@ def bench_bundle_on(bundle: Bundle, place: Place, settings: BenchSettings, *, wa
     watcher = watcher or Silent()
     about = place.about()
     entries, notes = chosen_models(bundle, about, place.name)
-    models = [PlacedModel(one.rung, one.target, one.file, bundle.files_for(one)) for one in entries]
+    target = next((one.target for one in entries if one.rung == INT8), entries[0].target)
+    models = [PlacedModel(one.rung, target, one.file, bundle.files_for(one)) for one in entries]
     feeds = _feeds(bundle, entries[0], settings.batch)
     answers = replay(bundle, place, threads=1)
     record = bench_on(
@@ -81,7 +82,6 @@ def bench_bundle_on(bundle: Bundle, place: Place, settings: BenchSettings, *, wa
         takes_images=entries[0].preprocessing_inside,
         watcher=watcher,
     )
-    target = entries[0].target
     report = Report(
         name=bundle.manifest.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -131,8 +131,15 @@ def chosen_models(bundle: Bundle, about: About, device: str) -> tuple[list[Model
     notes = []
     if target != wanted:
         notes.append(f"The bundle has no model made for {about.machine}: that of {target} was measured on {device}.")
-    entries = [one for rung in _RUNGS for one in running if one.target == target and one.rung == rung]
+    entries = [found[0] for rung in _RUNGS if (found := _of(running, target, rung))]
     return entries or [next(one for one in running if one.target == target)], notes
+
+
+def _of(running: Sequence[ModelEntry], target: str, rung: str) -> list[ModelEntry]:
+    """A target's models of a rung; a float file may stand in the bundle once for several targets of a runtime."""
+    own = [one for one in running if one.target == target and one.rung == rung]
+    runtime = next(one.runtime for one in running if one.target == target)
+    return own or [one for one in running if rung == FLOAT32 and one.rung == rung and one.runtime == runtime]
 
 
 def _feeds(bundle: Bundle, entry: ModelEntry, batch: int) -> Mapping[str, np.ndarray]:

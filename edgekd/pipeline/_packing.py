@@ -93,7 +93,7 @@ def bundled(
         models = [
             _entry(exported, CATALOGS["targets"].load(name).member(), which, Path(folder), files)
             for which in _RUNGS
-            for name, exported in exports.items()
+            for name, exported in _once(exports, which[2]).items()
         ]
         spec = _spec(next(iter(exports.values())))
         manifest = BundleManifest(
@@ -116,6 +116,15 @@ def bundled(
         if licence is not None:
             files["LICENSE"] = _there(licence)
         return write_bundle(manifest, files, out, overwrite=overwrite, sign=sign)
+
+
+def _once(exports: Mapping[str, Artifact], stem: str) -> dict[str, Artifact]:
+    """The exports whose file of this name no earlier one has: two targets may share the float file."""
+    first: dict[tuple[str, str], str] = {}
+    for name, exported in exports.items():
+        target: Target = CATALOGS["targets"].load(name).member()
+        first.setdefault((target.runtime, exported.manifest.files.get(f"{stem}{target.suffix}", name)), name)
+    return {name: exports[name] for name in first.values()}
 
 
 def _report(run: Path) -> Report:

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekd.bundle import open_bundle, verify_bundle
 from edgekd.cli.main import main
 from edgekd.errors import DataError, EdgeKDError, MismatchError, UsageError
-from edgekd.pipeline import pack_files, quantize_file
-from edgekd.recipe import FileSettings
+from edgekd.pipeline import bench_bundle, pack_files, quantize_file
+from edgekd.recipe import BenchSettings, FileSettings
 
 HERE = "onnxruntime_x86" if platform.machine() in ("x86_64", "AMD64") else "onnxruntime_arm"
 MEAN_STD = {"mean": [0.5], "std": [0.25]}
@@ -91,6 +91,23 @@ def test_model_with_a_fixed_batch_is_replayed_piece_by_piece(files: dict[str, Pa
     assert found.passed
     assert found.replay is not None
     assert found.replay.models[0].outputs[0].n == 4
+
+
+def test_two_targets_share_the_float_file(files: dict[str, Path], tmp_path: Path) -> None:
+    other = {"onnxruntime_x86": "onnxruntime_arm", "onnxruntime_arm": "onnxruntime_x86"}[HERE]
+    int8 = tmp_path / "other.onnx"
+    quantize_file(files["model"], files["data"], FileSettings(samples=32), target=other, out=int8)
+    out = tmp_path / "two.zip"
+    written = pack_files(
+        files["model"], {other: int8, HERE: files["int8"]}, files["data"], out, labels=files["labels"], **MEAN_STD
+    )
+    assert [(one.rung, one.target) for one in written.models] == [
+        ("onnx_int8", other),
+        ("onnx_int8", HERE),
+        ("onnx_float", other),
+    ]
+    report = bench_bundle(out, BenchSettings(queries=20, cold_repeats=1))
+    assert {(row.rung, row.target) for row in report.latency} == {("onnx_int8", HERE), ("onnx_float", HERE)}
 
 
 def test_command_packs_files(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,20 +19,32 @@ from edgekd.errors import BackendMissing, ModelFileError
 
 from .conftest import dense
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get(USERLAND), reason=f"{USERLAND} is not set: benchmarks/arm64_userland.sh"),
-]
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "arm64_userland.sh"
 SESSION = SessionSettings(cores=None)
 SHORT = Timing(queries=5, warmup_min=2, window=1, warmup_max_seconds=0.5)
 
 
+@pytest.fixture(scope="module")
+def userland(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the environment names, else one made of Debian's and PyPI's packages."""
+    if given := os.environ.get(USERLAND):
+        return Path(given)
+    if shutil.which("apt-get") is None:
+        pytest.skip(f"{USERLAND} is not set, and there is no apt-get to make one with")
+    folder = tmp_path_factory.mktemp("arm64") / "userland"
+    done = subprocess.run(["sh", str(SCRIPT), str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{SCRIPT.name} could not make one: {done.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
 @pytest.fixture(params=["emulated_arm64", "ssh"])
-def arm(request: pytest.FixtureRequest, there: Path, tmp_path: Path) -> Place:
+def arm(request: pytest.FixtureRequest, there: Path, tmp_path: Path, userland: Path) -> Place:
     if request.param == "emulated_arm64":
-        return open_place("emulated_arm64", {"folder": str(there)})
+        return open_place("emulated_arm64", {"folder": str(there), "userland": str(userland)})
     server: SshServer = request.getfixturevalue("server")
-    python = arm64_python(tmp_path / "arm64-python", Path(os.environ[USERLAND]))
+    python = arm64_python(tmp_path / "arm64-python", userland)
     return open_place(server.name, server.options(python, folder=str(there), silence_seconds=300.0))
 
 
@@ -66,10 +80,8 @@ def test_older_runtime_there_says_what_it_reads(arm: Place, tmp_path: Path) -> N
             arm.run("newer.onnx", feeds, SESSION)
 
 
-def test_python_for_another_processor_is_named(server: SshServer, tmp_path: Path) -> None:
-    from edgekd.devices._arm64_userland import userland_folder
-
+def test_python_for_another_processor_is_named(server: SshServer, userland: Path) -> None:
     # started without its emulator, as when a device has another architecture than was thought
-    bare = userland_folder() / "root/usr/bin/python3.11"
+    bare = userland / "root/usr/bin/python3.11"
     with pytest.raises(BackendMissing, match=r"its Python cannot be run|it has no Python"):
         open_place(server.name, server.options(bare))
