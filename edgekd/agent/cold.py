@@ -13,7 +13,7 @@ import time
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Largest resident size of this process so far; 0 where the system does not tell."""
     try:
         # not ru_maxrss: Linux hands the parent's value on to a child
         with open("/proc/self/status", encoding="ascii") as status:
@@ -22,8 +22,10 @@ def peak_bytes() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 

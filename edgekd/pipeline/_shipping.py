@@ -19,7 +19,7 @@ from edgekd.devices._base import Device, open_place
 from edgekd.errors import BackendMissing
 from edgekd.evaluate import parity, predict_runner
 from edgekd.export import INPUT, golden_vectors, metadata
-from edgekd.measure import Measurement, Protocol, cold_start, measure
+from edgekd.measure import Measurement, Protocol, measure
 from edgekd.pipeline._bench_models import FLOAT32, INT8, placed_file
 from edgekd.pipeline._bench_place import bench_on, takes_place, unfit
 from edgekd.pipeline._by_choice import chosen_groups, without_chosen
@@ -31,7 +31,7 @@ from edgekd.recipe import BenchSettings
 from edgekd.report import Fusion, fusion_of
 from edgekd.spec import Runner
 from edgekd.targets._base import Target
-from edgekd.targets._profile import profile_operators, slow_operators
+from edgekd.targets._profile import slow_operators
 
 __all__ = ["FLOAT_STEM", "INT8_STEM", "bench_files", "bench_stage", "export_stage"]
 
@@ -134,7 +134,7 @@ def bench_files(
     device: Device,
     watcher: Watcher,
 ) -> dict[str, Any]:
-    """Measure ONNX files against each other, by rung; plain values for bench.json."""
+    """Measure files that ONNX Runtime does not run against each other, by rung; plain values for bench.json."""
     threads = 1 if chosen.profile == "mobile" else chosen.threads
     protocol = Protocol(
         budget_ms=chosen.budget_ms,
@@ -155,17 +155,7 @@ def bench_files(
         finally:
             for runner in runners.values():
                 runner.__exit__(None, None, None)
-        # cold start and operator times come from ONNX Runtime: of another runtime they would say nothing
-        opened = files if target.runtime == "onnxruntime" else {}
-        cold = {
-            rung: cold_start(path, feeds, threads=threads, cores=cores).model_dump() for rung, path in opened.items()
-        }
-        operators = {
-            rung: profile_operators(path, feeds, runs=30, threads=threads)
-            if path in opened.values()
-            else target.operator_times(path, feeds, runs=30, threads=threads)
-            for rung, path in files.items()
-        }
+        operators = {rung: target.operator_times(path, feeds, runs=30, threads=threads) for rung, path in files.items()}
     return {
         "target": target.name,
         "device": target.runs_on or chosen.device,
@@ -174,7 +164,7 @@ def bench_files(
         "batch": chosen.batch,
         "latency": {rung: latency.model_dump() for rung, latency in measured.latencies.items()},
         "ratio": _ratio(measured),
-        "cold": cold,
+        "cold": {},  # it is measured where ONNX Runtime runs the files
         "operators": {rung: [asdict(one) for one in times] for rung, times in operators.items()},
         "slow_ops": slow_operators(operators.get("onnx_int8", [])),
         "sizes": {rung: path.stat().st_size for rung, path in files.items()},
