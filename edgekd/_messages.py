@@ -20,13 +20,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd import _group
 
-__all__ = ["averaged", "largest", "stacked", "summed"]
+__all__ = ["averaged", "largest", "stacked", "summed", "summed_array"]
 
 _LARGEST_BYTES = 1 << 20  # of a message over sockets, where every process sends to every other
 _MOST_PROCESSES = 16  # the same reason
@@ -55,6 +57,21 @@ def summed(values: Tensor) -> Tensor:
     for part in parts[1:]:
         total += part
     return values.copy_(total)
+
+
+def summed_array(values: NDArray[np.float64]) -> None:
+    """`summed` of a contiguous array, with no tensor made on the way: of a small message that is most of the time.
+
+    Args:
+        values: of the same shape everywhere; replaced by the sum.
+    """
+    if _group.count() == 1:
+        return
+    if values.nbytes > _LARGEST_BYTES or (line := _ready_line()) is None:
+        torch.distributed.all_reduce(torch.from_numpy(values))
+        return
+    parts = line.rows(values.reshape(-1).view(np.uint8)).view(np.float64)
+    np.sum(parts, axis=0, out=values.reshape(-1))
 
 
 def largest(values: Tensor) -> Tensor:
@@ -127,16 +144,26 @@ class _Line:
         Raises:
             BackendMissing: another process ended or does not answer.
         """
-        found = torch.empty((self._count, *values.shape), dtype=values.dtype)
-        found[self._rank] = values
-        rows = found.reshape(self._count, -1).view(torch.uint8).numpy()
+        if not values.numel():  # of no bytes nothing else can be made
+            return values.new_empty((self._count, *values.shape))
+        mine = values.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return torch.from_numpy(self.rows(mine)).view(values.dtype).reshape(self._count, *values.shape)
+
+    def rows(self, mine: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Every process's bytes, in their order, shape (processes, bytes).
+
+        Raises:
+            BackendMissing: see `exchange`.
+        """
+        found = np.empty((self._count, len(mine)), np.uint8)
+        found[self._rank] = mine
         try:
-            for start in range(0, rows.shape[1], _CHUNK_BYTES):
+            for start in range(0, len(mine), _CHUNK_BYTES):
                 for other in self._others.values():
-                    other.sendall(rows[self._rank, start : start + _CHUNK_BYTES].data)
+                    other.sendall(mine[start : start + _CHUNK_BYTES].data)
                 for index, other in self._others.items():
                     self._wait(self._arrivals[index])
-                    _fill(rows[index, start : start + _CHUNK_BYTES].data, other)
+                    _fill(found[index, start : start + _CHUNK_BYTES].data, other)
         except OSError as error:
             raise _group.lost_contact() from error
         return found
@@ -158,12 +185,14 @@ def _fill(room: memoryview, source: socket.socket) -> None:
 
 def _line_for(values: Tensor) -> _Line | None:
     """The sockets where they are the way for such a tensor, made at the first of them."""
+    fits = values.device.type == "cpu" and values.nbytes <= _LARGEST_BYTES
+    return None if not fits or torch.compiler.is_compiling() else _ready_line()
+
+
+def _ready_line() -> _Line | None:
     global _line, _tried
-    fits = values.device.type == "cpu" and values.nbytes <= _LARGEST_BYTES and _group.count() <= _MOST_PROCESSES
-    if not fits or torch.compiler.is_compiling():
-        return None
     if not _tried:
-        _line, _tried = _connected(), True
+        _line, _tried = _connected() if _group.count() <= _MOST_PROCESSES else None, True
     return _line
 
 

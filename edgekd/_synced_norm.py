@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgekd._messages import summed
+from edgekd._messages import summed_array
 from edgekd.errors import UsageError
 
 __all__ = ["restored", "synced"]
 
 Array = NDArray[np.float64]
+_Found = tuple[Array, Array, float]
 
 _BEFORE = "_class_before_sharing"
 _PLAIN: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -74,10 +75,10 @@ class _Synced(nn.Module):
         if inputs.is_cuda:
             return nn.SyncBatchNorm.forward(cast("nn.SyncBatchNorm", self), inputs)
         layer._check_input_dim(inputs)  # type: ignore[no-untyped-call]
-        output, mean, variance, rows = _Normalise.apply(inputs, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
+        found = _statistics(inputs.detach())
         if layer.track_running_stats:
-            _follow(layer, mean, variance, float(rows))
-        return cast("Tensor", output)
+            _follow(layer, *found)
+        return cast("Tensor", _Normalise.apply(inputs, layer.weight, layer.bias, layer.eps, found))  # type: ignore[no-untyped-call]
 
 
 class _SyncedThenActive(_Synced):
@@ -109,52 +110,51 @@ def _synced_class(plain: type[nn.Module], name: str) -> type[nn.Module]:
     return type(f"Synced{plain.__name__}", (kind, plain), {})
 
 
-def _follow(layer: _BatchNorm, mean: Tensor, variance: Tensor, rows: float) -> None:
+def _follow(layer: _BatchNorm, mean: Array, variance: Array, rows: float) -> None:
     """Move the running statistics towards those of a batch, as torch does."""
     if layer.num_batches_tracked is None or layer.running_mean is None or layer.running_var is None:
         return
     layer.num_batches_tracked.add_(1)
     share = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-    layer.running_mean.lerp_(mean.to(layer.running_mean), share)
-    layer.running_var.lerp_((variance * (rows / (rows - 1))).to(layer.running_var), share)
+    layer.running_mean.lerp_(_tensor(mean).to(layer.running_mean), share)
+    layer.running_var.lerp_(_tensor(variance * (rows / (rows - 1))).to(layer.running_var), share)
 
 
 class _Normalise(torch.autograd.Function):
-    """Inputs normalised by the statistics of every process's rows; gives those statistics too.
+    """Inputs normalised by the statistics of every process's rows.
 
     What is of one number a channel is computed in numpy: a layer has some thirty such operations, and each costs a
     tenth there. Over the maps there are one pass less each way than in torch's own layer.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-        """Output, mean (C,), variance (C,), and how many values a channel has."""
-        mean, variance, rows = _statistics(inputs)
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, found: _Found
+    ) -> Tensor:
+        """The output; `found` is what `_statistics` says of the inputs."""
+        mean, variance, rows = found
         spread = 1.0 / np.sqrt(variance + eps)
         scale = spread if weight is None else spread * _array(weight)
         shift = -mean * scale if bias is None else _array(bias) - mean * scale
         ctx.save_for_backward(inputs, weight)
         ctx.of_channels = mean, spread, scale, rows
-        output = _affine(inputs, scale, shift).to(inputs.dtype)
-        told = _tensor(mean), _tensor(variance), torch.tensor(rows)
-        ctx.mark_non_differentiable(*told)
-        return output, *told
+        slope, offset = _wide(inputs, scale, shift)
+        return torch.addcmul(offset, inputs.float(), slope).to(inputs.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         """The gradients; see this file's head for what they are of."""
         inputs, weight = ctx.saved_tensors
         mean, spread, scale, rows = ctx.of_channels
-        of_weight, of_bias = _of_weight_and_bias(upstream[0], inputs, mean, spread)
-        sums = torch.stack([of_bias, of_weight]).double()
-        through_mean, through_deviation = summed(sums).numpy() / rows
+        of_weight, of_bias = _of_weight_and_bias(upstream, inputs, mean, spread)
+        sums = np.stack([_array(of_bias), _array(of_weight)])
+        summed_array(sums)
+        through_mean, through_deviation = sums / rows
         # what the row's own output owes to it, less what the statistics owe to every row
         slope = -scale * spread * through_deviation
-        offset = -scale * through_mean - slope * mean
-        gradient = _affine(inputs, slope, offset)
-        gradient.addcmul_(upstream[0].float(), _wide(scale, inputs))
-        gradient = gradient.to(inputs.dtype)
-        return (gradient, None, None, None) if weight is None else (gradient, of_weight, of_bias, None)
+        slope, offset, own = _wide(inputs, slope, -scale * through_mean - slope * mean, scale)
+        gradient = torch.addcmul(offset, inputs.float(), slope).addcmul_(upstream.float(), own).to(inputs.dtype)
+        return (gradient, *([None] * 4 if weight is None else [of_weight, of_bias, None, None]))
 
 
 def _of_weight_and_bias(upstream: Tensor, inputs: Tensor, mean: Array, spread: Array) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ def _of_weight_and_bias(upstream: Tensor, inputs: Tensor, mean: Array, spread: A
     return of_rows[1], of_rows[2]
 
 
-def _statistics(inputs: Tensor) -> tuple[Array, Array, float]:
+def _statistics(inputs: Tensor) -> _Found:
     """Mean and variance over all processes' rows, float64, shape (C,), and how many values a channel has in all."""
     channels = inputs.shape[1]
     here = inputs.numel() // channels
@@ -187,7 +187,7 @@ def _statistics(inputs: Tensor) -> tuple[Array, Array, float]:
         mean, variance = map(_array, torch.batch_norm_update_stats(inputs.float(), None, None, 0.0))
         sums[:channels] = mean * here
         sums[channels:-1] = (variance + mean * mean) * here
-    summed(torch.from_numpy(sums))
+    summed_array(sums)
     rows = float(sums[-1])
     if rows < 2:
         raise ValueError("Batch normalisation needs more than one value per channel when training. Raise batch_size.")
@@ -195,13 +195,10 @@ def _statistics(inputs: Tensor) -> tuple[Array, Array, float]:
     return first, np.maximum(second - first * first, 0.0), rows
 
 
-def _affine(inputs: Tensor, slope: Array, offset: Array) -> Tensor:
-    """inputs * slope + offset, in float32, by channel."""
-    return torch.addcmul(_wide(offset, inputs), inputs.float(), _wide(slope, inputs))
-
-
-def _wide(of_channels: Array, inputs: Tensor) -> Tensor:
-    return _tensor(of_channels).view(1, -1, *[1] * (inputs.dim() - 2))
+def _wide(inputs: Tensor, *of_channels: Array) -> tuple[Tensor, ...]:
+    """Numbers of the channels in float32, in a shape that goes with the inputs'."""
+    packed = torch.from_numpy(np.array(of_channels, np.float32))
+    return packed.view(len(of_channels), 1, -1, *[1] * (inputs.dim() - 2)).unbind()
 
 
 def _tensor(of_channels: Array) -> Tensor:

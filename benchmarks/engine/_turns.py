@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["Stopped", "Turns", "Worker", "interleaved"]
+__all__ = ["Stopped", "Together", "Turns", "Worker", "interleaved"]
 
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _LAST_LINES = 5
@@ -59,9 +59,10 @@ class Worker:
     Args:
         command: starts it.
         log: what it prints on standard error.
+        environment: beside this process's own.
     """
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
@@ -70,7 +71,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **_THREADS},
+                env={**os.environ, **_THREADS, **(environment or {})},
             )
 
     def __enter__(self) -> Self:
@@ -103,11 +104,19 @@ class Worker:
         Raises:
             RuntimeError: it ended; with the last lines of its log.
         """
+        self.begin()
+        return self._read()
+
+    def begin(self) -> None:
+        """Let it make a round; `ready` waits for its end.
+
+        Raises:
+            RuntimeError: it ended; with the last lines of its log.
+        """
         if self._process.stdin is None or self._process.poll() is not None:
             raise RuntimeError(self._ended())
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self._read()
 
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout is not None else ""
@@ -122,7 +131,30 @@ class Worker:
         return f"A worker ended with {self._process.returncode}: {' | '.join(said)}"
 
 
-def interleaved(workers: Mapping[str, Worker], *, rounds: int, warmup: int) -> dict[str, list[dict[str, Any]]]:
+class Together:
+    """Workers that make their rounds at the same time.
+
+    Args:
+        members: started.
+    """
+
+    def __init__(self, members: Sequence[Worker]) -> None:
+        self._members = members
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until all can begin; gives what they say of themselves, as `members`."""
+        return {"members": [one.ready() for one in self._members]}
+
+    def round(self) -> dict[str, Any]:
+        """What all of them say of one more round, as `members`."""
+        for one in self._members:
+            one.begin()
+        return self.ready()
+
+
+def interleaved(
+    workers: Mapping[str, Worker] | Mapping[str, Together], *, rounds: int, warmup: int
+) -> dict[str, list[dict[str, Any]]]:
     """Rounds of every worker that is ready, by name; who begins moves on by one each time, warm-up is left out."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     names = list(workers)

@@ -32,21 +32,28 @@ def table(read: Read) -> str:
 
 
 def scaling(read: Read) -> str:
-    """Throughput of two processes over one."""
+    """Throughput of two processes over one, for every batch."""
     found = read("engine_processes")
-    rows = ["| | images/s | over one process | 95 % interval | of processor time |", "|---|---|---|---|---|"]
+    rows = [
+        "| batch | | images/s | over one process | 95 % interval | of processor time |",
+        "|---|---|---|---|---|---|",
+    ]
     names = {
         "one": "one process",
         "two": "two processes, statistics of the whole batch",
         "two_own_statistics": "two processes, `sync_batch_norm = false`",
         "apart": "two processes that know nothing of each other",
     }
-    for way, name in names.items():
-        ratio = found["over_one"].get(way)
-        more = f"{ratio['ratio']:.2f} | {_interval(ratio['ci95'])} | {ratio['ratio_cpu']:.2f}" if ratio else "| | "
-        rows.append(f"| {name} | {found['images_per_s'][way]:.0f} | {more} |")
-    step = f"A step of one process takes {found['step_ms_of_one']:.0f} ms; {found['n']} launches of each, interleaved."
-    return "\n".join([f"{_machine(found)} {step}", "", *rows])
+    for batch, one in found["rows"].items():
+        for way, name in names.items():
+            ratio = one["over_one"].get(way)
+            more = f"{ratio['ratio']:.2f} | {_interval(ratio['ci95'])} | {ratio['ratio_cpu']:.2f}" if ratio else "| | "
+            rows.append(f"| {batch} | {name} | {one['images_per_s'][way]:.0f} | {more} |")
+    steps = " and ".join(
+        f"{one['step_ms_of_one']:.0f} ms at a batch of {batch}" for batch, one in found["rows"].items()
+    )
+    told = f"A step of one process takes {steps}; {found['n']} epochs of each, in turns."
+    return "\n".join([f"{_machine(found)} {told}", "", *rows])
 
 
 def _machine(record: Mapping[str, Any]) -> str:
@@ -85,9 +92,10 @@ def _asked(found: Mapping[str, dict[str, Any]]) -> list[str]:
         f"| training lost to a kill, at most | {kills['goals']['training_seconds_lost']['at_most']:.2f} s (the interval"
         f" and a step) | {lost:.2f} s | {kills['in_training']['n']} |",
     ]
-    two = found["engine_processes"]["over_one"]
-    rows.append(_ratio("two processes over one", "at least 1.8", two["two"]))
-    rows.append(_ratio("the same, each with its own batch statistics", "at least 1.8", two["two_own_statistics"]))
+    for batch, one in found["engine_processes"]["rows"].items():
+        two, own = (one["over_one"][name] for name in ("two", "two_own_statistics"))
+        rows.append(_ratio(f"two processes over one, batch {batch}", "at least 1.8", two))
+        rows.append(_ratio("the same, each with its own batch statistics", "at least 1.8", own))
     start = found["engine_resumed_start"]
     rows.append(
         f"| start of a resumed run of digits to its first step | at most 5 s |"

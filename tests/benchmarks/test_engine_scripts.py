@@ -189,6 +189,25 @@ def test_workers_take_turns_and_every_one_begins_in_turn(script: Any, tmp_path: 
     assert (tmp_path / "a").read_text() == "noise\n"
 
 
+def test_workers_of_one_side_make_their_rounds_at_the_same_time(script: Any, tmp_path: Path) -> None:
+    turns = script("_turns")
+    code = (  # each waits for the other's file
+        f"import os, sys, time; sys.path.insert(0, {str(FOLDER)!r}); from _turns import Turns; turns = Turns()\n"
+        "turns.say(); turns.wait(); mine, other = sys.argv[1:]; open(mine, 'w').close()\n"
+        "while not os.path.exists(other): time.sleep(0.01)\n"
+        "turns.answer(way=os.environ['WAY'])\n"
+    )
+    marks = [str(tmp_path / name) for name in "ab"]
+    commands = [[sys.executable, "-c", code, *marks], [sys.executable, "-c", code, *reversed(marks)]]
+    with (
+        turns.Worker(commands[0], tmp_path / "one", environment={"WAY": "left"}) as one,
+        turns.Worker(commands[1], tmp_path / "two", environment={"WAY": "right"}) as two,
+    ):
+        side = turns.Together([one, two])
+        assert side.ready() == {"members": [{}, {}]}
+        assert [member["way"] for member in side.round()["members"]] == ["left", "right"]
+
+
 def test_worker_that_fails_says_why(script: Any, tmp_path: Path) -> None:
     worker = script("_turns").Worker
     with (
@@ -313,9 +332,11 @@ def test_killed_runs_end_as_the_undisturbed_one(script: Any, tmp_path: Path) -> 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 def test_processes_are_compared_with_one(script: Any, tmp_path: Path) -> None:
     record = record_of(script("processes"), tmp_path / "out.json")
-    assert set(record["over_one"]) == {"two", "two_own_statistics", "apart"}
-    assert {goal["at_least"] for goal in record["goals"].values()} == {1.8}
-    assert min(record["images_per_s"].values()) > 0
+    assert set(record["rows"]) == {"16"}
+    row = record["rows"]["16"]
+    assert set(row["over_one"]) == {"two", "two_own_statistics", "apart"}
+    assert {goal["at_least"] for goal in row["goals"].values()} == {1.8}
+    assert min(row["images_per_s"].values()) > 0
 
 
 @pytest.mark.slow

@@ -11,13 +11,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from _cifar_pair import Work
-from _trainings import batches_of, method_of, trained
+from _trainings import COMPUTE, batches_of, method_of, trained
 from _turns import Stopped, Turns
 
 from edgekd.batches import Batches
 from edgekd.engine import EpochRecord, Hooks
 from edgekd.methods._base import Method
-from edgekd.recipe import TrainSettings
+from edgekd.recipe import ComputeSettings, TrainSettings
 
 __all__ = ["run"]
 
@@ -42,6 +42,7 @@ def run(
     turns: Turns,
     settings: TrainSettings | None = None,
     hooks: Hooks | None = None,
+    compute: ComputeSettings = COMPUTE,
 ) -> None:
     """One epoch a turn; between two turns the clock of the training stands still."""
 
@@ -60,7 +61,7 @@ def run(
     turns.say(way=way, torch=torch.__version__)
     with contextlib.suppress(Stopped):
         turns.wait()
-        trained(method, work, batches, settings=settings, hooks=hooks, on_epoch=on_epoch)
+        trained(method, work, batches, settings=settings, hooks=hooks, compute=compute, on_epoch=on_epoch)
 
 
 if __name__ == "__main__":
