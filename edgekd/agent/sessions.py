@@ -14,7 +14,17 @@ import onnxruntime
 
 from .processor import allowed_cores, max_clock_khz
 
-__all__ = ["CPU", "TENSORRT", "Refusal", "Session", "chosen_cores", "node_placements", "opened", "pinned"]
+__all__ = [
+    "CPU",
+    "TENSORRT",
+    "Refusal",
+    "Session",
+    "chosen_cores",
+    "engine_placements",
+    "node_placements",
+    "opened",
+    "pinned",
+]
 
 CPU = "CPUExecutionProvider"
 TENSORRT = "tensorrt"
@@ -122,7 +132,7 @@ def node_placements(
 ) -> List[Dict[str, Any]]:
     """Which provider ran each node and how long it took, over `runs` runs after three that are not counted."""
     if settings["provider"] == TENSORRT:
-        raise Refusal("usage", "an engine of TensorRT has layers of its own in place of the graph's nodes")
+        return engine_placements(opened(path, settings), feeds, runs=runs)
     session = Session(path, settings, profile_prefix=folder / "profile")
     for _ in range(_WARMUP_RUNS + runs):
         session.run(feeds)
@@ -138,6 +148,17 @@ def node_placements(
             # the number alone is not enough: it starts anew in every body
             groups.setdefault((event["name"], event["args"].get("node_index", "")), []).append(event)
     return [_placement(group, runs) for group in groups.values()]
+
+
+def engine_placements(session: Any, feeds: Mapping[str, np.ndarray], *, runs: int) -> List[Dict[str, Any]]:
+    """The layers of a TensorRT engine in place of the graph's nodes; its profiler tells no element types."""
+    try:
+        session.layer_times(feeds, runs=_WARMUP_RUNS)
+        times = session.layer_times(feeds, runs=runs)
+    finally:
+        session.close()
+    ran = {"op": "Layer", "provider": TENSORRT, "input_types": [], "output_types": []}
+    return [{"node": name, "mean_us": 1e3 * milliseconds, **ran} for name, milliseconds in times]
 
 
 def chosen_cores(settings: Mapping[str, Any]) -> List[int]:

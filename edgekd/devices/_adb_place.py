@@ -59,7 +59,7 @@ class AdbPlace:
         base: str,
         taskset: str,
     ) -> None:
-        self.name = link.name
+        self.name, self.provider = link.name, "CPUExecutionProvider"
         self._link = link
         self._taskset = taskset
         self._files: dict[str, Path] = {}

@@ -42,6 +42,7 @@ _PIECE_BYTES = 1 << 20
 _REQUEST_BYTES = 4 << 20
 """Feeds of about so many bytes go in one request: large enough that the way there and back does not count."""
 _REQUEST_FEEDS = 256
+_PROVIDER = "CPUExecutionProvider"
 _FULL = ("No space", "too large", "quota")
 _NUMBERS = re.compile(
     r"[Uu]nsupported model IR version: (?P<ir>\d+), max supported IR version: (?P<ir_max>\d+)"
@@ -65,7 +66,7 @@ class AgentPlace:
     """
 
     def __init__(self, start: Start, *, emulated: bool = False) -> None:
-        self.name = start.name
+        self.name, self.provider = start.name, _PROVIDER
         self._emulated = emulated
         self._channel = Channel(start)
 

@@ -52,7 +52,7 @@ class GpuPlace:
         facts: Mapping[str, Any],
     ) -> None:
         self._inner = inner
-        self._provider = provider
+        self.provider = provider
         self._options = dict(provider_options)
         self._device = device
         self._facts = dict(facts)
@@ -141,16 +141,16 @@ class GpuPlace:
 
     def _on_gpu(self, session: SessionSettings) -> SessionSettings:
         """The GPU's provider where the default one stands; what a caller named stays."""
-        if session.provider != _CPU:
+        if session.provider not in (_CPU, self.provider):
             return session
         options = {**self._options, **session.provider_options}
-        return session.model_copy(update={"provider": self._provider, "provider_options": options})
+        return session.model_copy(update={"provider": self.provider, "provider_options": options})
 
     def _opened(self) -> list[str]:
         """Providers that opened a session on a small model: listing alone says nothing."""
         from edgekd.devices._gpu_probe import opens
 
-        tried = [self._provider] if self._provider == "tensorrt" else self._inner.about().providers
+        tried = [self.provider] if self.provider == "tensorrt" else self._inner.about().providers
         return [provider for provider in tried if provider == _CPU or opens(self._inner, provider, self._options)]
 
 

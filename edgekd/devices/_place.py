@@ -229,6 +229,8 @@ class Place(Protocol):
 
     name: str
     """As the user wrote it: "ssh:pi@raspberrypi"."""
+    provider: str
+    """What runs models whose caller asks for no provider of his own."""
 
     def about(self) -> About:
         """What the device says about itself now."""

@@ -20,7 +20,7 @@ from edgekd.errors import GateFailed, ModelFileError, UsageError
 from edgekd.pipeline._bench_models import FLOAT16, FLOAT32, INT8, PlacedModel, computes_in_float16, float16_twin
 from edgekd.pipeline._bench_record import cold_record, steady_record, worth_record
 from edgekd.pipeline._bench_stages import end_to_end, energy, sustained, sweep
-from edgekd.pipeline._bench_state import Bench
+from edgekd.pipeline._bench_state import TENSORRT, Bench
 from edgekd.pipeline._run import Watcher
 from edgekd.recipe import BenchSettings
 from edgekd.spec import Preprocessing
@@ -93,7 +93,7 @@ def bench_on(
         rows = {"placement": [row.model_dump() for row in _placements(bench)]}
         measured = _timed(bench)
         record = steady_record(bench, measured)
-        record["cold"] = {rung: cold_record(bench, one) for rung, one in bench.models.items()}
+        record["cold"] = _cold(bench)
         names = {rung: one.name for rung, one in bench.models.items()}
         gated = INT8 if INT8 in names else next(iter(names))
         if preprocessing is not None:
@@ -105,6 +105,16 @@ def bench_on(
         record["rows"] = rows | {"worth": worth_record(bench, measured)}
         record["notes"] = bench.notes
     return record
+
+
+def _cold(bench: Bench) -> dict[str, Any]:
+    if bench.session().provider == TENSORRT:
+        bench.notes.append(
+            f"{bench.place.name}: no cold start was measured: it is that of a process with ONNX Runtime, and an engine"
+            " of TensorRT needs none."
+        )
+        return {}
+    return {rung: cold_record(bench, one) for rung, one in bench.models.items()}
 
 
 def _long_runs(bench: Bench, steady: Measured, names: Mapping[str, str], gated: str) -> dict[str, Any]:
@@ -171,7 +181,7 @@ def _placements(bench: Bench) -> list[PlacementRow]:
                 rung=rung,
                 target=model.target,
                 device=bench.place.name,
-                requested=bench.chosen.provider,
+                requested=bench.session().provider,
                 meant_int8=meant_int8(bench.nodes[rung], file) if file.has_quantizers else None,
                 # float16 is only reported
                 allowed=bench.chosen.allow_fallback or rung == FLOAT16,

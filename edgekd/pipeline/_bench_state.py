@@ -13,9 +13,10 @@ from edgekd.pipeline._bench_models import PlacedModel
 from edgekd.pipeline._run import Watcher
 from edgekd.recipe import BenchSettings
 
-__all__ = ["CPU_PROVIDER", "Bench", "protocol_of"]
+__all__ = ["CPU_PROVIDER", "TENSORRT", "Bench", "protocol_of"]
 
 CPU_PROVIDER = "CPUExecutionProvider"
+TENSORRT = "tensorrt"
 _READINGS_SECONDS = 1.0
 
 
@@ -36,12 +37,13 @@ class Bench:
     def session(self, threads: int | None = None) -> SessionSettings:
         """How every model is opened; nodes may fall back, and the placement gate judges whether any did."""
         chosen = self.chosen
+        provider = self.place.provider if chosen.provider == CPU_PROVIDER else chosen.provider
         return SessionSettings(
             threads=threads or self.threads,
-            provider=chosen.provider,
+            provider=provider,
             # cores that were chosen for one number of threads say nothing about another
             cores=list(chosen.cores) if threads is None else [],
-            allow_cpu_fallback=chosen.provider != CPU_PROVIDER,
+            allow_cpu_fallback=provider != CPU_PROVIDER,
         )
 
     def timing(self) -> Timing:

@@ -12,6 +12,8 @@ import numpy as np
 from edgekd.devices._base import open_place
 from edgekd.devices._place import About, Cold, Measured, NodePlacement, Progress, SessionSettings, Timing
 
+_CPU = "CPUExecutionProvider"
+
 
 class Altered:
     """The `cpu` place: models really run and are really timed; what it tells of the device is the test's.
@@ -20,6 +22,7 @@ class Altered:
         about: changes what the device says about itself.
         measured: changes a measurement.
         nodes: changes a placement.
+        provider: what the processor is to pass for; it must be asked for by that name, and answers by it.
     """
 
     def __init__(
@@ -29,8 +32,9 @@ class Altered:
         about: Callable[[About], About] = lambda one: one,
         measured: Callable[[Measured], Measured] = lambda one: one,
         nodes: Callable[[list[NodePlacement]], list[NodePlacement]] = lambda one: one,
+        provider: str = _CPU,
     ) -> None:
-        self.name = name
+        self.name, self.provider = name, provider
         self._about, self._measured, self._nodes = about, measured, nodes
         self._place = open_place("cpu")
         self.sessions: list[SessionSettings] = []
@@ -45,7 +49,7 @@ class Altered:
     def run(
         self, model: str, feeds: Sequence[Mapping[str, np.ndarray]], session: SessionSettings
     ) -> list[dict[str, np.ndarray]]:
-        return self._place.run(model, feeds, session)
+        return self._place.run(model, feeds, self._by_processor(session))
 
     def measure(
         self,
@@ -58,20 +62,37 @@ class Altered:
     ) -> Measured:
         self.sessions.append(session)
         self.timings.append(timing)
-        return self._measured(self._place.measure(models, feeds, session=session, timing=timing, progress=progress))
+        found = self._place.measure(
+            models, feeds, session=self._by_processor(session), timing=timing, progress=progress
+        )
+        if self.provider != _CPU:
+            names = {"provider_requested": self.provider, "provider_used": self.provider}
+            timed = {name: one.model_copy(update=names) for name, one in found.models.items()}
+            found = found.model_copy(update={"models": timed})
+        return self._measured(found)
 
     def cold(
         self, model: str, feeds: Mapping[str, np.ndarray], *, session: SessionSettings, repeats: int
     ) -> list[Cold]:
-        return self._place.cold(model, feeds, session=session, repeats=repeats)
+        return self._place.cold(model, feeds, session=self._by_processor(session), repeats=repeats)
 
     def placement(
         self, model: str, feeds: Mapping[str, np.ndarray], *, session: SessionSettings, runs: int
     ) -> list[NodePlacement]:
-        return self._nodes(self._place.placement(model, feeds, session=session, runs=runs))
+        found = self._place.placement(model, feeds, session=self._by_processor(session), runs=runs)
+        if self.provider != _CPU:
+            found = [one.model_copy(update={"provider": self.provider}) for one in found]
+        return self._nodes(found)
 
     def install(self, *arguments: Any) -> str:
         return self._place.install(*arguments)
+
+    def _by_processor(self, session: SessionSettings) -> SessionSettings:
+        if self.provider == _CPU:
+            return session
+        assert session.provider == self.provider
+        assert session.allow_cpu_fallback  # the placement gate judges it
+        return session.model_copy(update={"provider": _CPU, "allow_cpu_fallback": False})
 
     def close(self) -> None:
         self._place.close()

@@ -214,6 +214,19 @@ def test_fallback_fails_unless_allowed(models: list[PlacedModel], allowed: bool)
     assert "1 node did not run on CPUExecutionProvider but on AzureExecutionProvider" in gate.reason
 
 
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "tensorrt"])
+def test_what_a_device_runs_on_is_what_nodes_must_run_on(models: list[PlacedModel], provider: str) -> None:
+    report = measured(Altered(name="cuda", provider=provider), models[1:])
+    (gate,) = [one for one in gates(report) if one.name == "placement"]
+    assert gate.outcome == "PASS"
+    assert f"nodes ran on {provider}" in gate.reason
+    assert [row.provider_used for row in report.latency] == [provider]
+    # a cold start of an engine would be that of a process without ONNX Runtime
+    assert bool(report.cold) == (provider != "tensorrt")
+    assert any("no cold start was measured" in note for note in report.notes) == (provider == "tensorrt")
+    render_html(report)
+
+
 def test_cores_are_those_that_were_asked_for(models: list[PlacedModel]) -> None:
     last = max(allowed_cores() or {0})
     place = Altered()

@@ -21,10 +21,11 @@ import pytest
 from edgekd.agent.cuda import CudaError, Driver
 from edgekd.agent.engine_session import EngineSession, GpuRefusal
 from edgekd.agent.gpu import engine_fingerprint, model_sha256, open_model
+from edgekd.agent.sessions import engine_placements
 from edgekd.devices._base import open_place
 from edgekd.devices._gpu_place import GpuPlace
 from edgekd.devices._gpu_smi import QUERY, gpu_state, throttle_words
-from edgekd.devices._place import Reading, SessionSettings, Timing
+from edgekd.devices._place import NodePlacement, Reading, SessionSettings, Timing
 from edgekd.devices.cuda import Cuda
 from edgekd.errors import BackendMissing
 
@@ -151,11 +152,12 @@ def test_the_gpu_s_provider_takes_the_place_of_the_default_one_alone() -> None:
     place = GpuPlace(
         inner, provider="CPUExecutionProvider", provider_options={"device_id": "0"}, device=0, facts={"name": "G"}
     )
-    place._provider = "TensorrtExecutionProvider"
+    place.provider = "TensorrtExecutionProvider"
     with place:
         asked = place._on_gpu(SessionSettings(provider_options={"trt_fp16_enable": "1"}))
         assert asked.provider == "TensorrtExecutionProvider"
         assert asked.provider_options == {"device_id": "0", "trt_fp16_enable": "1"}
+        assert place._on_gpu(SessionSettings(provider=place.provider)).provider_options == {"device_id": "0"}
         kept = SessionSettings(provider="CUDAExecutionProvider")
         assert place._on_gpu(kept) is kept
         about = place.about()
@@ -231,6 +233,8 @@ class Desk:
 
     def _compute(self) -> None:
         self.runs += 1
+        if self.profiler is not None:
+            self.profiler.report_layer_time("double_and_one", 0.5)
         count = int(np.prod(self.shape))
         x, y = ((ctypes.c_float * count).from_address(self.addresses[name]) for name in ("x", "y"))
         np.asarray(y)[:] = 2 * np.asarray(x) + 1
@@ -342,6 +346,21 @@ def test_a_graph_that_cannot_be_recorded_falls_back_with_a_note(desk: Desk, begi
     (answer,) = session.run(feeds(1))
     assert np.array_equal(answer, 2 * feeds(1)["x"] + 1)
     session.close()
+
+
+class Profiler:
+    """What TensorRT's own is to whoever derives from it."""
+
+
+def test_layers_of_an_engine_stand_for_nodes(desk: Desk) -> None:
+    session = EngineSession(SimpleNamespace(IProfiler=Profiler), desk, desk.driver, provider="tensorrt")
+    for row in engine_placements(session, feeds(2), runs=4):
+        placed = NodePlacement(**row)
+        assert (placed.provider, placed.op) == ("tensorrt", "Layer")
+        assert (placed.node, placed.mean_us) == ("double_and_one", pytest.approx(500.0))
+    assert desk.runs == 1 + 3 + 4  # once to prepare, without a graph from then on
+    with pytest.raises(RuntimeError, match="the session is closed"):
+        session.run(feeds(2))
 
 
 def test_throughput_counts_what_was_enqueued(desk: Desk) -> None:
