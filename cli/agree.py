@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, options
 from edgekd.cli.render import Outcome, table
 from edgekd.errors import UsageError
 
@@ -30,7 +30,7 @@ def agree(
     runtimes: options.Runtimes = None,
     min_agreement: options.MinAgreement = None,
     limit: options.Limit = None,
-    threads: options.Threads = None,
+    threads: bench_options.Threads = None,
     userland: options.Userland = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, options
 from edgekd.cli.render import Outcome, table
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def audit(
     target: options.Target = None,
     data: options.Data = None,
     require_int8: options.RequireInt8 = False,
-    threads: options.Threads = None,
+    threads: bench_options.Threads = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> Outcome:

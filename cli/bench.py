@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, options
 from edgekd.cli.device_options import device_options as read_options
 from edgekd.cli.render import Outcome
 from edgekd.cli.stages import carry_out
@@ -32,26 +32,26 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    source: options.Measured,
-    budget_ms: options.BudgetMs = None,
-    percentile: options.Percentile = None,
-    confidence: options.Confidence = None,
-    budget_is: options.BudgetIs = None,
-    threads: options.Threads = None,
-    batch: options.Batch = None,
-    queries: options.Queries = None,
-    profile: options.Profile = None,
-    device: options.Device = None,
-    device_options: options.DeviceOptions = None,
-    provider: options.Provider = None,
-    allow_fallback: options.AllowFallback = False,
-    cores: options.Cores = None,
-    sweep_threads: options.SweepThreads = None,
-    sustained: options.SustainedSeconds = None,
-    baseline: options.Baseline = None,
-    max_regression: options.MaxRegression = None,
-    junit: options.JUnitFile = None,
-    markdown: options.MarkdownFile = None,
+    source: bench_options.Measured,
+    budget_ms: bench_options.BudgetMs = None,
+    percentile: bench_options.Percentile = None,
+    confidence: bench_options.Confidence = None,
+    budget_is: bench_options.BudgetIs = None,
+    threads: bench_options.Threads = None,
+    batch: bench_options.Batch = None,
+    queries: bench_options.Queries = None,
+    profile: bench_options.Profile = None,
+    device: bench_options.Device = None,
+    device_options: bench_options.DeviceOptions = None,
+    provider: bench_options.Provider = None,
+    allow_fallback: bench_options.AllowFallback = False,
+    cores: bench_options.Cores = None,
+    sweep_threads: bench_options.SweepThreads = None,
+    sustained: bench_options.SustainedSeconds = None,
+    baseline: bench_options.Baseline = None,
+    max_regression: bench_options.MaxRegression = None,
+    junit: bench_options.JUnitFile = None,
+    markdown: bench_options.MarkdownFile = None,
     target: options.Target = None,
     set_values: options.SetValues = None,
     out: options.OptionalOut = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, bundle_options, options
 from edgekd.cli.device_options import device_options as read_options
 from edgekd.cli.render import Outcome
 from edgekd.cli.verify import as_text, shown
@@ -21,13 +21,13 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
-    bundle: options.BundlePath,
-    device: options.RequiredPlace,
-    folder: options.DeviceFolder = None,
-    device_option: options.DeviceOptions = None,
-    require_signature: options.RequireSignature = False,
-    key: options.PublicKey = None,
-    certificate: options.RootCertificates = None,
+    bundle: bundle_options.BundlePath,
+    device: bundle_options.RequiredPlace,
+    folder: bundle_options.DeviceFolder = None,
+    device_option: bench_options.DeviceOptions = None,
+    require_signature: bundle_options.RequireSignature = False,
+    key: bundle_options.PublicKey = None,
+    certificate: bundle_options.RootCertificates = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> Outcome:

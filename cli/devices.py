@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, options
 from edgekd.cli.device_options import device_options as read_options
 from edgekd.cli.render import Outcome, size, table
 
@@ -23,9 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def devices(
-    names: options.DeviceNames = None,
-    ssh: options.SshHosts = False,
-    device_options: options.DeviceOptions = None,
+    names: bench_options.DeviceNames = None,
+    ssh: bench_options.SshHosts = False,
+    device_options: bench_options.DeviceOptions = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, estimate_options, options
 from edgekd.cli.render import Outcome, table
 from edgekd.errors import UsageError
 
@@ -29,13 +29,13 @@ def register(app: typer.Typer) -> None:
 
 
 def estimate(
-    model: options.OptionalModel = None,
-    device_profile: options.DeviceProfileName = None,
-    batch: options.Batch = None,
-    threads: options.ProfileThreads = None,
-    budget_ms: options.EstimateBudgetMs = None,
-    size: options.Sizes = None,
-    list_profiles: options.ListProfiles = False,
+    model: estimate_options.OptionalModel = None,
+    device_profile: estimate_options.DeviceProfileName = None,
+    batch: bench_options.Batch = None,
+    threads: estimate_options.ProfileThreads = None,
+    budget_ms: estimate_options.EstimateBudgetMs = None,
+    size: estimate_options.Sizes = None,
+    list_profiles: estimate_options.ListProfiles = False,
     as_json: options.AsJson = False,
 ) -> Outcome:
     """Estimate the latency of an ONNX file on a device that is not there.

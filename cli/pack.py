@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bundle_options, options
 from edgekd.cli.quantize import numbers
 from edgekd.cli.render import Outcome, size, table
 from edgekd.errors import UsageError
@@ -26,19 +26,19 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
-    source: options.RunOrModel,
-    out: options.BundleOut = None,
-    target: options.BundleTargets = None,
-    int8: options.Int8Files = None,
+    source: bundle_options.RunOrModel,
+    out: bundle_options.BundleOut = None,
+    target: bundle_options.BundleTargets = None,
+    int8: bundle_options.Int8Files = None,
     data: options.Data = None,
-    labels: options.LabelsFile = None,
+    labels: bundle_options.LabelsFile = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    licence: options.LicenceFile = None,
-    sign: options.SignKey = None,
-    sign_certificate: options.SignCertificate = None,
-    sign_chain: options.SignChain = None,
-    overwrite: options.OverwriteBundle = False,
+    licence: bundle_options.LicenceFile = None,
+    sign: bundle_options.SignKey = None,
+    sign_certificate: bundle_options.SignCertificate = None,
+    sign_chain: bundle_options.SignChain = None,
+    overwrite: bundle_options.OverwriteBundle = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, estimate_options, options
 from edgekd.cli.render import Outcome, table
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ def register(app: typer.Typer) -> None:
 
 
 def probe(
-    device: options.ProbedDevice = "cpu",
-    threads: options.Threads = None,
-    seconds: options.ProbeSeconds = None,
-    out: options.ProfileOut = None,
-    overwrite: options.OverwriteFile = False,
+    device: estimate_options.ProbedDevice = "cpu",
+    threads: bench_options.Threads = None,
+    seconds: estimate_options.ProbeSeconds = None,
+    out: estimate_options.ProfileOut = None,
+    overwrite: estimate_options.OverwriteFile = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, options
 from edgekd.cli.render import Outcome, size, table
 from edgekd.cli.stages import DETAILS, carry_out, show_plan
 from edgekd.errors import UsageError
@@ -49,7 +49,7 @@ def quantize(
     reduce_range: options.ReduceRange = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    threads: options.Threads = None,
+    threads: bench_options.Threads = None,
     set_values: options.SetValues = None,
     out: options.OptionalOut = None,
     check: options.Check = False,

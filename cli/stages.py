@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.cli import options
+from edgekd.cli import bundle_options, options
 from edgekd.cli.render import Outcome, facts
 from edgekd.errors import UsageError
 
@@ -68,7 +68,7 @@ def _verb(until: Stage) -> Callable[..., Outcome]:
 def _export(
     recipe: options.RecipeFile,
     set_values: options.SetValues = None,
-    bundle: options.BundleOption = None,
+    bundle: bundle_options.BundleOption = None,
     out: options.OptionalOut = None,
     check: options.Check = False,
     overwrite: options.Overwrite = False,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.cli import options
+from edgekd.cli import bench_options, bundle_options, options
 from edgekd.cli.device_options import device_options as read_options
 from edgekd.cli.render import Outcome, table
 from edgekd.errors import UsageError
@@ -26,13 +26,13 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    path: options.RunOrBundle,
-    device: options.Place = None,
-    device_option: options.DeviceOptions = None,
-    no_run: options.NoRun = False,
-    require_signature: options.RequireSignature = False,
-    key: options.PublicKey = None,
-    certificate: options.RootCertificates = None,
+    path: bundle_options.RunOrBundle,
+    device: bundle_options.Place = None,
+    device_option: bench_options.DeviceOptions = None,
+    no_run: bundle_options.NoRun = False,
+    require_signature: bundle_options.RequireSignature = False,
+    key: bundle_options.PublicKey = None,
+    certificate: bundle_options.RootCertificates = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> Outcome:

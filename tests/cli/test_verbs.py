@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgekd.catalog import CATALOGS
-from edgekd.cli import options
+from edgekd.cli import bench_options, options
 from edgekd.cli.main import main
 from edgekd.pipeline._planned import planned
 from edgekd.recipe import BenchSettings, load_recipe
@@ -211,13 +211,13 @@ def test_bench_of_a_file_that_is_no_model_is_3(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("key", ["budget_ms", "percentile", "confidence", "threads", "batch", "queries", "device"])
 def test_help_repeats_the_defaults_of_the_protocol(key: str) -> None:
     declared: dict[str, Any] = {
-        "budget_ms": options.BudgetMs,
-        "percentile": options.Percentile,
-        "confidence": options.Confidence,
-        "threads": options.Threads,
-        "batch": options.Batch,
-        "queries": options.Queries,
-        "device": options.Device,
+        "budget_ms": bench_options.BudgetMs,
+        "percentile": bench_options.Percentile,
+        "confidence": bench_options.Confidence,
+        "threads": bench_options.Threads,
+        "batch": bench_options.Batch,
+        "queries": bench_options.Queries,
+        "device": bench_options.Device,
     }
     default = BenchSettings.model_fields[key].default
     text = default if isinstance(default, str) else f"{default:g}"
