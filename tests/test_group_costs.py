@@ -21,7 +21,7 @@ from edgekd.targets._groups import groups
 from edgekd.targets._profile import OperatorTime
 
 X86 = "onnxruntime_x86"
-FAMILIES = ("resnet", "mobilenet_v2")
+FAMILIES = ("resnet", pytest.param("mobilenet_v2", marks=pytest.mark.slow))
 
 
 @cache

@@ -29,7 +29,7 @@ OWN_RUNTIME = ("openvino", "xnnpack")
 # match torch's floats almost always
 FEWEST_DB = {"tensorrt": 30.0, "xnnpack": 40.0}
 FEWEST_AGREEING = {"tensorrt": 0.99}
-FAST = [("tiny", name) for name in NAMES] + [(family, "onnxruntime_x86") for family in ("resnet", "mobilenet_v2")]
+FAST = [*(("tiny", name) for name in NAMES), ("resnet", "onnxruntime_x86")]
 SLOW = [(family, name) for family in FAMILIES for name in NAMES if (family, name) not in FAST]
 PAIRS = [*FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]
 # what a few steps of training do not make robust: its argmax hangs on single codes
