@@ -62,7 +62,7 @@ def codes(model: onnx.ModelProto) -> list[np.ndarray]:
 
 
 # wrn of this depth and width is that resnet
-_QUICK = {"onnxruntime_x86": {"mobilenet_v2", "resnet", "tiny"}, "onnxruntime_arm": {"tiny"}, "tensorrt": {"tiny"}}
+_QUICK = {"onnxruntime_x86": {"resnet", "tiny"}, "onnxruntime_arm": {"tiny"}, "tensorrt": {"tiny"}}
 WITH_THE_REST = [
     pytest.param(family, name, marks=() if family in _QUICK[name] else pytest.mark.slow)
     for family in sorted(FAMILIES)

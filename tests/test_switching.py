@@ -65,7 +65,7 @@ def test_groups_have_the_same_names_when_a_layer_is_a_class_of_its_own() -> None
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(one, marks=pytest.mark.slow if one == "mobilenet_v2" else ()) for one in sorted(FOUR)]
+    "family", [pytest.param(one, marks=() if one == "tiny" else pytest.mark.slow) for one in sorted(FOUR)]
 )
 def test_floated_groups_equal_preparing_with_float_layers(family: str) -> None:
     inputs, _ = int8_models.images(320, 0)

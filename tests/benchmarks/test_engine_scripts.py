@@ -60,6 +60,7 @@ def record_of(module: ModuleType, out: Path, *arguments: str) -> dict[str, Any]:
 # throughput
 
 
+@pytest.mark.slow
 def test_throughput_of_two_ways_has_their_ratio(script: Any, tmp_path: Path) -> None:
     record = record_of(script("throughput"), tmp_path / "out.json", "--ways", "online", "by_hand")
     assert list(record["ratios"]) == list(record["goals"]) == ["online_over_by_hand"]

@@ -173,6 +173,7 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 # what is shipped
 
 
+@pytest.mark.slow
 def test_int8_file_is_that_of_onnxruntime_x86_when_nothing_is_added() -> None:
     assert replace(OpenVino.numerics, fused_adds=False) == OnnxRuntimeX86.numerics
     ours, theirs = exported("tiny", "openvino"), exported("tiny", "onnxruntime_x86")
