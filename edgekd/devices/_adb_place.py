@@ -20,6 +20,7 @@ from edgekd.devices._adb_programs import Programs
 from edgekd.devices._adb_state import phone_of, reading_of
 from edgekd.devices._adb_turns import Turns
 from edgekd.devices._place import (
+    CPU_PROVIDER,
     About,
     Cold,
     Measured,
@@ -59,7 +60,7 @@ class AdbPlace:
         base: str,
         taskset: str,
     ) -> None:
-        self.name, self.provider = link.name, "CPUExecutionProvider"
+        self.name, self.provider = link.name, CPU_PROVIDER
         self._link = link
         self._taskset = taskset
         self._files: dict[str, Path] = {}
@@ -84,7 +85,7 @@ class AdbPlace:
             machine=self._phone.machine,
             system=f"{self._phone.system}, {self._phone.abi}",
             runtime_version=self._programs.version(),
-            providers=["CPUExecutionProvider"],
+            providers=[CPU_PROVIDER],
             cores=self._phone.cores,
             memory_bytes=self._phone.memory_bytes,
             free_bytes=numbers[2] * 1024 if len(numbers) >= 3 else None,

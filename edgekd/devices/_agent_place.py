@@ -13,6 +13,7 @@ from edgekd.agent import frames
 from edgekd.agent.storage import is_safe_name
 from edgekd.devices._channel import Channel
 from edgekd.devices._place import (
+    CPU_PROVIDER,
     About,
     Cold,
     Measured,
@@ -42,7 +43,6 @@ _PIECE_BYTES = 1 << 20
 _REQUEST_BYTES = 4 << 20
 """Feeds of about so many bytes go in one request: large enough that the way there and back does not count."""
 _REQUEST_FEEDS = 256
-_PROVIDER = "CPUExecutionProvider"
 _FULL = ("No space", "too large", "quota")
 _NUMBERS = re.compile(
     r"[Uu]nsupported model IR version: (?P<ir>\d+), max supported IR version: (?P<ir_max>\d+)"
@@ -66,7 +66,7 @@ class AgentPlace:
     """
 
     def __init__(self, start: Start, *, emulated: bool = False) -> None:
-        self.name, self.provider = start.name, _PROVIDER
+        self.name, self.provider = start.name, CPU_PROVIDER
         self._emulated = emulated
         self._channel = Channel(start)
 

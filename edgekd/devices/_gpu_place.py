@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from edgekd.devices._gpu_smi import gpu_state, throttle_words
 from edgekd.devices._place import (
+    CPU_PROVIDER,
+    TENSORRT,
     About,
     Cold,
     Measured,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["GpuPlace"]
-
-_CPU = "CPUExecutionProvider"
 
 
 class GpuPlace:
@@ -58,7 +58,7 @@ class GpuPlace:
         self._facts = dict(facts)
         self.name = inner.name
         about = inner.about()
-        if provider != "tensorrt" and provider not in about.providers:
+        if provider != TENSORRT and provider not in about.providers:
             inner.close()
             raise BackendMissing(
                 f"{self.name}: ONNX Runtime {about.runtime_version} here has no {provider}, only"
@@ -141,7 +141,7 @@ class GpuPlace:
 
     def _on_gpu(self, session: SessionSettings) -> SessionSettings:
         """The GPU's provider where the default one stands; what a caller named stays."""
-        if session.provider not in (_CPU, self.provider):
+        if session.provider not in (CPU_PROVIDER, self.provider):
             return session
         options = {**self._options, **session.provider_options}
         return session.model_copy(update={"provider": self.provider, "provider_options": options})
@@ -150,8 +150,8 @@ class GpuPlace:
         """Providers that opened a session on a small model: listing alone says nothing."""
         from edgekd.devices._gpu_probe import opens
 
-        tried = [self.provider] if self.provider == "tensorrt" else self._inner.about().providers
-        return [provider for provider in tried if provider == _CPU or opens(self._inner, provider, self._options)]
+        tried = [self.provider] if self.provider == TENSORRT else self._inner.about().providers
+        return [one for one in tried if one == CPU_PROVIDER or opens(self._inner, one, self._options)]
 
 
 class _Watch:

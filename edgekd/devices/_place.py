@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "CPU_PROVIDER",
+    "TENSORRT",
     "About",
     "Cold",
     "EndToEnd",
@@ -31,6 +33,10 @@ __all__ = [
     "Timed",
     "Timing",
 ]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+TENSORRT = "tensorrt"
+"""What provides engines where the others are ONNX Runtime's execution providers."""
 
 Progress = Callable[[int, int], None]
 """Told about queries done and queries planned."""
@@ -79,7 +85,7 @@ class SessionSettings(Frozen):
     """
 
     threads: int = Field(1, ge=1)
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU_PROVIDER
     provider_options: dict[str, str] = Field(default_factory=dict)
     cores: list[int] | None = Field(default_factory=list)
     allow_cpu_fallback: bool = False

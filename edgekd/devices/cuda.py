@@ -14,6 +14,7 @@ from edgekd.devices._agent_place import AgentPlace
 from edgekd.devices._base import Device
 from edgekd.devices._gpu_place import GpuPlace
 from edgekd.devices._gpu_smi import gpu_state, throttle_words
+from edgekd.devices._place import TENSORRT
 from edgekd.devices._program import BOOTSTRAP, Start
 from edgekd.errors import BackendMissing
 
@@ -60,10 +61,8 @@ class Cuda(Device):
         """
         options = self._mine()
         facts = self._facts()
-        extra = (
-            {"device": str(options.device)} if options.provider == "tensorrt" else {"device_id": str(options.device)}
-        )
-        if options.engine_folder and options.provider == "tensorrt":
+        extra = {"device": str(options.device)} if options.provider == TENSORRT else {"device_id": str(options.device)}
+        if options.engine_folder and options.provider == TENSORRT:
             extra["engine_folder"] = options.engine_folder
         inner = AgentPlace(
             Start(

@@ -15,12 +15,12 @@ import numpy as np
 from edgekd._node_names import meant_int8
 from edgekd._placement_gate import placement_of
 from edgekd._report_device_model import PlacementRow
-from edgekd.devices._place import About, Measured, NodePlacement, Place
+from edgekd.devices._place import TENSORRT, About, Measured, NodePlacement, Place
 from edgekd.errors import GateFailed, ModelFileError, UsageError
 from edgekd.pipeline._bench_models import FLOAT16, FLOAT32, INT8, PlacedModel, computes_in_float16, float16_twin
 from edgekd.pipeline._bench_record import cold_record, steady_record, worth_record
 from edgekd.pipeline._bench_stages import end_to_end, energy, sustained, sweep
-from edgekd.pipeline._bench_state import TENSORRT, Bench
+from edgekd.pipeline._bench_state import Bench
 from edgekd.pipeline._run import Watcher
 from edgekd.recipe import BenchSettings
 from edgekd.spec import Preprocessing

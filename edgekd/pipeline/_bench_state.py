@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgekd.devices._place import About, NodePlacement, Place, SessionSettings, Timing
+from edgekd.devices._place import CPU_PROVIDER, About, NodePlacement, Place, SessionSettings, Timing
 from edgekd.measure import Protocol
 from edgekd.pipeline._bench_models import PlacedModel
 from edgekd.pipeline._run import Watcher
 from edgekd.recipe import BenchSettings
 
-__all__ = ["CPU_PROVIDER", "TENSORRT", "Bench", "protocol_of"]
+__all__ = ["Bench", "protocol_of"]
 
-CPU_PROVIDER = "CPUExecutionProvider"
-TENSORRT = "tensorrt"
 _READINGS_SECONDS = 1.0
 
 
