@@ -27,6 +27,7 @@ TENSORBOARD = "tensorboard"
 
 _MOST_WAITING = 1000  # at one entry every two seconds, half an hour behind
 _LAST_SECONDS = 30.0  # what a service may take at the end for what is still waiting
+_FAILED_SECONDS = 5.0  # what one that was left out may take for the call that it is in
 
 
 class Tracker:
@@ -58,9 +59,9 @@ class Tracker:
         self._put((values, step))
 
     def close(self) -> None:
-        """Let it end, for some seconds at most."""
+        """Let it end, for some seconds at most; of one that failed, only the call that it is in."""
         self._put(None)
-        self._thread.join(_LAST_SECONDS)
+        self._thread.join(_FAILED_SECONDS if self._failure is not None else _LAST_SECONDS)
         if self._thread.is_alive() and self._failure is None:
             self._failure = f"it did not end within {_LAST_SECONDS:.0f} s"
 
@@ -79,7 +80,8 @@ class Tracker:
                 tracker.start()
                 if facts:
                     tracker.store_init_configuration(facts)
-                while (item := self._queue.get()) is not None:
+                # one that fell behind is left out: what still waits for it is not written, and nobody puts an end
+                while self._failure is None and (item := self._queue.get()) is not None:
                     tracker.log(dict(item[0]), step=item[1])
                 tracker.finish()
         except Exception as error:  # a service has errors of its own kinds; whatever it is, training goes on

@@ -82,6 +82,7 @@ class Watching:
                 tell(note)
         self._stage: tuple[str, str] | None = None
         self._trackers: list[Tracker] | None = None
+        self._left_out: list[Tracker] = []
         self._written = -float("inf")
         self._step = 0
 
@@ -179,15 +180,17 @@ class Watching:
         return Tracker(name, make, facts)
 
     def _close_trackers(self) -> None:
-        for tracker in self._trackers or ():
+        # those that were left out too: a file of the run's folder may be open in the call that they are in
+        for tracker in [*(self._trackers or ()), *self._left_out]:
             tracker.close()
         self._leave_out()
-        self._trackers = None
+        self._trackers, self._left_out = None, []
 
     def _leave_out(self) -> None:
         """Go on without the trackers that failed, in this stage and the later ones."""
         for tracker in [one for one in self._trackers or () if one.failure is not None]:
             self._names = [name for name in self._names if name != tracker.name]
+            self._left_out.append(tracker)
             self._tell(f"The tracker '{tracker.name}' failed ({tracker.failure}) and is left out. The run goes on.")
         self._trackers = [one for one in self._trackers or () if one.failure is None]
 

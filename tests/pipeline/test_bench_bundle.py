@@ -122,8 +122,8 @@ def test_earlier_report_gates_and_ci_files_say_so(
     command = ["bench", str(packed), "--queries", "64", "-q"]
     assert main([*command, "--json"]) == 0
     earlier = from_json(capsys.readouterr().out)
-    # an earlier device ten times as fast
-    fast = {name: [value / 10 for value in values] for name, values in earlier.latency_samples.items()}
+    # an earlier device a thousand times as fast: no load of this machine makes that undecided
+    fast = {name: [value / 1000 for value in values] for name, values in earlier.latency_samples.items()}
     baseline = tmp_path / "report.json"
     baseline.write_text(earlier.model_copy(update={"latency_samples": fast}).model_dump_json(), encoding="utf-8")
     files = ["--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m.md")]
@@ -142,8 +142,14 @@ def test_recipe_takes_the_same_options(finished: pipeline.RunResult, tmp_path: P
     assert [row.device for row in report.devices] == ["cpu"]
     assert [row.rung for row in report.end_to_end] == ["onnx_float", "onnx_int8"]
     assert report.latency_samples.keys() >= {"onnx_int8", "onnx_int8, end to end"}
-    same = pipeline.compare_with(report, finished.out / "report.json", max_regression=10.0)
-    assert {row.verdict for row in same.baseline} == {"PASS"}
+    # a machine that does other work beside this leaves a p90 that decides nothing, so the samples are steady ones
+    steady = report.model_copy(update={"latency_samples": dict.fromkeys(report.latency_samples, [2.0, 2.1] * 64)})
+    baseline = tmp_path / "report.json"
+    baseline.write_text(steady.model_dump_json(), encoding="utf-8")
+    same = pipeline.compare_with(steady, baseline, max_regression=0.1)
+    assert [(row.what, row.verdict) for row in same.baseline] == [
+        (what, "PASS") for what in ("inference", "end_to_end") for _ in range(4)
+    ]
     assert pipeline.exit_code_of(same) == 0
 
 
