@@ -22,7 +22,6 @@ from edgekd._latency import (
     latency_of,
     latency_row,
 )
-from edgekd._processes import ColdStart, cold_start
 from edgekd._statistics import Ratio, compare
 from edgekd.agent.timing import timed_rounds, warm_up
 from edgekd.errors import GateFailed, UsageError
@@ -32,14 +31,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "ColdStart",
     "Int8VsFloatRow",
     "Latency",
     "LatencyRow",
     "Measurement",
     "Protocol",
     "Ratio",
-    "cold_start",
     "compare",
     "int8_vs_float_row",
     "latency_of",

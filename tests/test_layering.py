@@ -273,7 +273,7 @@ def test_command_line_reaches_operations_by_their_public_files_only() -> None:
         # the cold-start probe is a script of its own, and its stdout is its answer to the process that started it
         (
             "prints",
-            {"edgekd._coldstart", "edgekd.devices._arm64_run", "edgekd.agent.cold"},
+            {"edgekd.devices._arm64_run", "edgekd.agent.cold"},
             lambda call: call in ("print", "sys.stdout.write", "sys.stderr.write"),
         ),
         (
@@ -316,7 +316,6 @@ def test_only_the_command_line_reads_arguments_and_ends_the_process() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.argv", "sys.exit", "os._exit")
     }
     assert {name for name in users if not name.startswith("edgekd.cli")} <= {
-        "edgekd._coldstart",
         "edgekd.devices._arm64_run",
         "edgekd.agent.cold",
     }

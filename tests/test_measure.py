@@ -12,19 +12,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.devices.cpu import Cpu
-from edgekd.errors import GateFailed, ModelFileError, UsageError
+from edgekd.errors import GateFailed, UsageError
 from edgekd.measure import (
     Latency,
     LatencyRow,
     Protocol,
-    cold_start,
     int8_vs_float_row,
     latency_of,
     latency_row,
     measure,
 )
-from edgekd.spec import Options, TensorSpec
+from edgekd.spec import TensorSpec
 from edgekd.targets._onnxruntime import OnnxRuntimeRunner
 
 FEEDS = {"x": np.zeros((1, 3), np.float32)}
@@ -254,22 +252,3 @@ def test_small_model_is_faster_when_real_sessions_are_measured(models: dict[str,
     assert found.latencies["small"].verdict == "PASS"
     row = int8_vs_float_row(ratio, target="onnxruntime_x86", device="cpu", slow_ops=["Conv 'c': 3 us, 1.0%"])
     assert row.speedup == ratio.speedup
-
-
-def test_cold_start_grows_with_the_model_when_measured_in_new_processes(models: dict[str, Path]) -> None:
-    with Cpu(Options()).pinned(1) as cores:
-        small = cold_start(models["small"], FEEDS, repeats=1, cores=cores)
-        large = cold_start(models["large"], FEEDS, repeats=1, cores=cores)
-    # two 1024 x 1024 float32 matrices are 8 MiB
-    assert large.model_bytes - small.model_bytes > 6 * 2**20
-    assert large.peak_bytes == large.baseline_bytes + large.model_bytes
-    assert 0 < small.load_ms < small.cold_ms
-    assert small.cold_ms == pytest.approx(small.load_ms + small.first_ms)
-
-
-def test_cold_start_is_an_error_when_the_model_does_not_load(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"nonsense")
-    with pytest.raises(ModelFileError, match=r"model\.onnx: does not load and run .*Protobuf parsing failed"):
-        cold_start(tmp_path / "model.onnx", FEEDS, repeats=1)
-    with pytest.raises(UsageError, match="repeats must be at least 1"):
-        cold_start(tmp_path / "model.onnx", FEEDS, repeats=0)

@@ -187,7 +187,9 @@ class Measured(Frozen):
 
 
 class Cold(Frozen):
-    """One new process that loads a model and runs it once; see `edgekd.measure.cold_start`.
+    """One new process that loads a model and runs it once.
+
+    The process is new and the runtime's caches are empty; the operating system may still hold the file in memory.
 
     Args:
         process_ms: from the start of the process until the runtime is imported.

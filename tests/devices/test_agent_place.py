@@ -206,6 +206,23 @@ def test_feeds_that_do_not_fit_are_named(place: Place, model: Path) -> None:
             place.run("m.onnx", [{"x": np.array(["word"])}], SESSION)
 
 
+def test_cold_start_grows_with_the_model(place: Place, tmp_path: Path, feeds: dict[str, np.ndarray]) -> None:
+    sizes = {"small": 16, "large": 2048}
+    found = {}
+    with place:
+        for name, size in sizes.items():
+            place.put({name: dense(tmp_path / name, size=size, classes=1024)})
+            x = np.zeros((1, size), np.float32)
+            [found[name]] = place.cold(name, {"x": x}, session=SESSION, repeats=1)
+        with pytest.raises(UsageError, match="repeats must be at least 1, got 0"):
+            place.cold("small", feeds, session=SESSION, repeats=0)
+    small, large = found["small"], found["large"]
+    # a 2048 x 1024 float32 matrix is 8 MiB
+    assert large.peak_bytes - large.baseline_bytes > small.peak_bytes - small.baseline_bytes + 6 * 2**20
+    assert min(small.process_ms, small.load_ms, small.first_ms) > 0
+    assert small.provider_used == SESSION.provider
+
+
 def test_model_that_was_not_put_is_named(place: Place, feeds: dict[str, np.ndarray]) -> None:
     with place, pytest.raises(BackendMissing, match=r"'m.onnx' was not put there"):
         place.run("m.onnx", [feeds], SESSION)
