@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekd._report_device_model import EndToEndRow, Outcome
-from edgekd._report_model import Latency, ParityRow, Report
+from edgekd._report_file_model import ParityRow
+from edgekd._report_model import Latency, Report
 
 __all__ = ["INT8_RUNG", "Gate", "GateName", "gates", "overall"]
 

@@ -15,7 +15,8 @@ from edgekd import _plots as plots
 from edgekd import _report_format as text
 from edgekd._ladder import Paired, Rung
 from edgekd._report_device_charts import device_charts
-from edgekd._report_model import Curve, Int8VsFloat, Operator, Report
+from edgekd._report_file_model import Operator
+from edgekd._report_model import Curve, Int8VsFloat, Report
 from edgekd._report_quality import agreement_chart
 from edgekd._report_sensitivity import pareto
 from edgekd._report_shipped import TOP_OPERATORS, operator_groups

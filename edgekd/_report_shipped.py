@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekd import _report_format as text
-from edgekd._report_model import Operator, Report, Stage
+from edgekd._report_file_model import Operator
+from edgekd._report_model import Report, Stage
 from edgekd._table import Cell, Table, Tone, cells, columns_of, label, without_empty
 
 __all__ = [

@@ -19,7 +19,8 @@ from edgekd.calibration._base import Calibrator
 from edgekd.errors import MismatchError, ModelFileError
 from edgekd.targets._base import Target
 from edgekd.targets._bias import correct_biases, mean_inputs
-from edgekd.targets._graph import Graph, fold_pads, remove_dead, remove_identities, restore_global_pool
+from edgekd.targets._graph import Graph
+from edgekd.targets._graph_passes import fold_pads, remove_dead, remove_identities, restore_global_pool
 from edgekd.targets._graphview import GraphView
 from edgekd.targets._onnxruntime import simplified
 from edgekd.targets._pairs import activation_grid, insert_pairs

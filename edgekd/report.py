@@ -11,23 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from edgekd._ladder import Paired, Parity, Rung
-from edgekd._report_model import (
-    Curve,
-    Engine,
-    FloatIsland,
-    Fusion,
-    Int8VsFloat,
-    Latency,
-    Lineage,
-    Mobile,
-    Operator,
-    Outcome,
-    ParityRow,
-    Report,
-    Stage,
-    TrainingCost,
-    Verdict,
-)
+from edgekd._report_file_model import Engine, FloatIsland, Fusion, Mobile, Operator, ParityRow
+from edgekd._report_model import Curve, Int8VsFloat, Latency, Lineage, Outcome, Report, Stage, TrainingCost, Verdict
 from edgekd._sweep_model import Sweep, SweepRow
 from edgekd.errors import ArtifactError
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from edgekd.errors import MismatchError
 from edgekd.export import INPUT, OUTPUT, golden_vectors, metadata, model_spec, onnx_from_torch, save_onnx
 from edgekd.spec import ModelSpec, Preprocessing
-from edgekd.targets._graph import (
-    Graph,
+from edgekd.targets._graph import Graph
+from edgekd.targets._graph_passes import (
     absorb_clamps,
     quantize_bias,
     remove_dead,

@@ -35,7 +35,8 @@ from edgekd.devices._arm64_userland import USERLAND
 from edgekd.devices._base import open_place
 from edgekd.devices._place import Place, SessionSettings
 from edgekd.pipeline._bench_bundle import bench_bundle_on
-from edgekd.pipeline._run import Run, Silent
+from edgekd.pipeline._run import Run
+from edgekd.pipeline._watcher import Silent
 from edgekd.recipe import BenchSettings, Recipe
 from edgekd.report import Report, from_json
 

@@ -19,8 +19,9 @@ from edgekd.pipeline._claim import CHECKPOINTS, claimed, write_whole_text
 from edgekd.pipeline._float_stages import mentor_stages, student_stages
 from edgekd.pipeline._grid import MOST, Combination, combinations, read_grid
 from edgekd.pipeline._quality import quality_stage
-from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
+from edgekd.pipeline._run import NotThere, Run
 from edgekd.pipeline._sweep import SweepResult, check_sweep, sweep
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.pipeline._watching import Watching
 from edgekd.recipe import Recipe
 from edgekd.report import Report, from_json, render_html, render_markdown, to_json

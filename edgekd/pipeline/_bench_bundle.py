@@ -20,8 +20,8 @@ from edgekd.errors import BackendMissing, UsageError
 from edgekd.pipeline._bench_models import FLOAT32, INT8, PlacedModel
 from edgekd.pipeline._bench_place import bench_on
 from edgekd.pipeline._bench_rows import bench_fields, bench_notes
-from edgekd.pipeline._run import Silent, Watcher
 from edgekd.pipeline._verdict import verdict_of
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.recipe import BenchSettings
 from edgekd.report import Fusion, Report, fusion_of
 from edgekd.spec import TensorSpec

@@ -13,9 +13,10 @@ from edgekd.errors import BackendMissing
 from edgekd.pipeline._bench_models import FLOAT32, INT8, placed_file
 from edgekd.pipeline._bench_place import bench_on, takes_place, unfit
 from edgekd.pipeline._bench_rows import bench_fields, bench_notes
-from edgekd.pipeline._run import Silent, Watcher, environment
+from edgekd.pipeline._run import environment
 from edgekd.pipeline._shipping import bench_files
 from edgekd.pipeline._verdict import verdict_of
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.recipe import BenchSettings
 from edgekd.report import Report, fusion_of
 from edgekd.targets._base import Target

@@ -21,7 +21,7 @@ from edgekd.pipeline._bench_models import FLOAT16, FLOAT32, INT8, PlacedModel, c
 from edgekd.pipeline._bench_record import cold_record, steady_record, worth_record
 from edgekd.pipeline._bench_stages import end_to_end, energy, sustained, sweep
 from edgekd.pipeline._bench_state import Bench
-from edgekd.pipeline._run import Watcher
+from edgekd.pipeline._watcher import Watcher
 from edgekd.recipe import BenchSettings
 from edgekd.spec import Preprocessing
 from edgekd.targets._base import Target

@@ -10,7 +10,7 @@ import numpy as np
 from edgekd.devices._place import CPU_PROVIDER, About, NodePlacement, Place, SessionSettings, Timing
 from edgekd.measure import Protocol
 from edgekd.pipeline._bench_models import PlacedModel
-from edgekd.pipeline._run import Watcher
+from edgekd.pipeline._watcher import Watcher
 from edgekd.recipe import BenchSettings
 
 __all__ = ["Bench", "protocol_of"]

@@ -14,8 +14,9 @@ from edgekd.pipeline._caching import build_one, check_cache
 from edgekd.pipeline._claim import claimed
 from edgekd.pipeline._float_stages import mentor_stages
 from edgekd.pipeline._mentors import Mentor, wanted
-from edgekd.pipeline._run import NotThere, Run, Silent, Watcher
+from edgekd.pipeline._run import NotThere, Run
 from edgekd.pipeline._training import network_of
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.recipe import Recipe
 
 __all__ = ["build_cache", "show_cache", "verify_cache"]

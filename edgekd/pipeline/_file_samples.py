@@ -14,7 +14,7 @@ import onnx
 from edgekd.calibration import _store
 from edgekd.calibration._selection import k_center
 from edgekd.feeds import Feeds
-from edgekd.pipeline._run import Watcher
+from edgekd.pipeline._watcher import Watcher
 from edgekd.quantize_onnx import Observed
 from edgekd.recipe import FileSettings
 from edgekd.targets._onnxruntime import OnnxRuntimeRunner

@@ -11,7 +11,7 @@ from edgekd.artifact import storage_errors
 from edgekd.devices._base import open_place
 from edgekd.errors import OverwriteRefused, UsageError
 from edgekd.pipeline._claim import write_whole_text
-from edgekd.pipeline._run import Silent, Watcher
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.spec import Frozen
 
 __all__ = ["Probed", "probe_device"]

@@ -17,7 +17,7 @@ from edgekd.errors import MismatchError
 from edgekd.feeds import Feeds, preprocessing_of, read_feeds
 from edgekd.pipeline._file_samples import KeptStatistics, split
 from edgekd.pipeline._quantize_plan import vnni_missing
-from edgekd.pipeline._run import Silent, Watcher
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.quantize import sqnr_db
 from edgekd.quantize_onnx import quantize_onnx
 from edgekd.recipe import FileSettings

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,44 +27,16 @@ from edgekd.errors import ArtifactError, BackendMissing, MismatchError, UsageErr
 from edgekd.export import model_spec
 from edgekd.models._base import ModelFactory
 from edgekd.pipeline._claim import CHECKPOINTS, await_artifact
+from edgekd.pipeline._watcher import Watcher
 from edgekd.pipeline._watching import PeakMemory, Watching
 from edgekd.recipe import ModelSettings, Recipe
 from edgekd.spec import ModelSpec
 from edgekd.weights import load_weights
 
-__all__ = ["WEIGHTS", "NotThere", "Run", "Silent", "StageTime", "Watcher", "environment"]
+__all__ = ["WEIGHTS", "NotThere", "Run", "StageTime", "environment"]
 
 WEIGHTS = "model.safetensors"
 _PACKAGES = ("torch", "torchao", "onnx", "onnxscript", "onnxruntime", "accelerate", "numpy")
-
-
-class Watcher(Protocol):
-    """Somebody who follows a run."""
-
-    def stage(self, name: str, *, cached: bool) -> None:
-        """A stage starts, or is skipped because its result is there."""
-        ...
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """The current stage went on."""
-        ...
-
-    def message(self, text: str) -> None:
-        """Something the user should know; one line."""
-        ...
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def stage(self, name: str, *, cached: bool) -> None:
-        """Ignored."""
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """Ignored."""
-
-    def message(self, text: str) -> None:
-        """Ignored."""
 
 
 class NotThere(Exception):

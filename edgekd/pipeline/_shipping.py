@@ -25,8 +25,9 @@ from edgekd.pipeline._bench_place import bench_on, takes_place, unfit
 from edgekd.pipeline._by_choice import chosen_groups, without_chosen
 from edgekd.pipeline._inside import put_inside, seen, shipped_spec, taken
 from edgekd.pipeline._quantize_plan import plan_of, program_of
-from edgekd.pipeline._run import Run, Watcher
+from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import as_json, example_inputs, network_of, predictions_of
+from edgekd.pipeline._watcher import Watcher
 from edgekd.recipe import BenchSettings
 from edgekd.report import Fusion, fusion_of
 from edgekd.spec import Runner

@@ -20,8 +20,9 @@ from edgekd.pipeline._check import ready
 from edgekd.pipeline._claim import claimed, write_whole_text
 from edgekd.pipeline._float_stages import mentor_stages, student_stages
 from edgekd.pipeline._grid import Combination, Grid
-from edgekd.pipeline._run import Run, Silent, Watcher
+from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import PREDICTIONS, history_of, predictions_of
+from edgekd.pipeline._watcher import Silent, Watcher
 from edgekd.pipeline._watching import Watching
 from edgekd.recipe import Recipe
 from edgekd.report import render_sweep_markdown, sweep_to_json

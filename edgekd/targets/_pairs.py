@@ -12,7 +12,8 @@ from onnx import NodeProto, helper
 from edgekd.calibration._base import Grid
 from edgekd.calibration._fake_quantize import PerChannelWeightQuantizer
 from edgekd.targets._base import Numerics
-from edgekd.targets._graph import Graph, remove_dead
+from edgekd.targets._graph import Graph
+from edgekd.targets._graph_passes import remove_dead
 from edgekd.targets._place import Placement
 
 __all__ = ["Range", "activation_grid", "insert_pairs", "weight_codes"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from edgekd.targets._graph import (
-    Graph,
+from edgekd.targets._graph import Graph
+from edgekd.targets._graph_passes import (
     absorb_clamps,
     fold_pads,
     quantize_bias,

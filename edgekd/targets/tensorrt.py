@@ -13,7 +13,8 @@ from edgekd.spec import Runner
 from edgekd.targets._base import Audit, Built, Numerics, Target
 from edgekd.targets._engine import build_engine
 from edgekd.targets._float16 import to_float16
-from edgekd.targets._graph import Graph, fold_pads, remove_dead, remove_identities, restore_global_pool
+from edgekd.targets._graph import Graph
+from edgekd.targets._graph_passes import fold_pads, remove_dead, remove_identities, restore_global_pool
 from edgekd.targets._onnxruntime import OnnxRuntimeRunner
 from edgekd.targets._trt_audit import trt_audit
 from edgekd.targets._trt_library import trt_library

@@ -18,8 +18,8 @@ from edgekd.errors import BackendMissing, UsageError
 from edgekd.pipeline._bench_models import PlacedModel, placed_file
 from edgekd.pipeline._bench_place import bench_on
 from edgekd.pipeline._bench_rows import bench_fields, bench_notes
-from edgekd.pipeline._run import Silent
 from edgekd.pipeline._verdict import verdict_of
+from edgekd.pipeline._watcher import Silent
 from edgekd.recipe import BenchSettings
 from edgekd.report import Report, from_json, render_html, render_markdown, render_terminal, to_json
 from edgekd.spec import Preprocessing

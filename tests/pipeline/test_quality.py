@@ -17,8 +17,9 @@ from edgekd._quality_model import Distillation
 from edgekd.distillation_quality import gram, hsic
 from edgekd.evaluate import agreement, kl_to, predict
 from edgekd.pipeline._quality import _pairs, quality_of
-from edgekd.pipeline._run import Run, Silent
+from edgekd.pipeline._run import Run
 from edgekd.pipeline._training import network_of, predictions_of
+from edgekd.pipeline._watcher import Silent
 from edgekd.recipe import Recipe
 from edgekd.taps import Tapped
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ort_graphs import C, H, QdqGraph, residual_network
 
 from edgekd.errors import GateFailed
-from edgekd.targets._graph import (
-    Graph,
+from edgekd.targets._graph import Graph
+from edgekd.targets._graph_passes import (
     absorb_clamps,
     fold_pads,
     quantize_bias,
