@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from edgekd._background import background
 from edgekd._cache_codec import encoded
 from edgekd._cache_folder import Store
 from edgekd._cache_head import is_whole
@@ -134,7 +135,7 @@ class _Filling:
             else:
                 missing.append(shard)
         entries: dict[int, ShardEntry] = {}
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd-cache") as writer:
+        with background("cache") as writer:
             written: tuple[int, Future[ShardEntry]] | None = None
             for shard, tensors in self._shards(epoch, missing):
                 if written is not None:  # at most one shard waits to be written

@@ -9,9 +9,10 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
+from edgekd._background import background
 from edgekd.errors import UsageError
 
 __all__ = ["Copies", "own_folder", "removed"]
@@ -38,7 +39,7 @@ class Copies:
         limit_bytes: int,
     ) -> None:
         self._folder, self._fetch, self._size_of, self._limit = folder, fetch, size_of, limit_bytes
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd-cache")
+        self._worker = background("copies")
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[int, Future[Path]]] = OrderedDict()
 

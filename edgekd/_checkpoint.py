@@ -8,7 +8,7 @@ import random
 import threading
 import zipfile
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from edgekd._background import background
 from edgekd._files import write_whole
 from edgekd.errors import ArtifactError
 
@@ -127,7 +128,7 @@ class Writer:
 
     def __init__(self, path: Path, tag: str) -> None:
         self._path, self._tag = path, tag
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd-checkpoint")
+        self._worker = background("checkpoint")
         self._lock = threading.Lock()
         self._state: Mapping[str, Any] | None = None
         self._best: tuple[Best, Mapping[str, Tensor]] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgekd._background import background
 from edgekd._sampling import ALL, Part, Sampling, Share, check_sampling, chunk_of, chunks_in, parts_of
 from edgekd.augment import Augment, uniforms
 from edgekd.datasets._base import InMemorySamples, Samples
@@ -269,7 +270,7 @@ def _ahead_of(chunks: Sequence[C], make: Callable[[C], T], ahead: int) -> Iterat
         yield from map(make, chunks)
         return
     pending: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd-batches") as worker:
+    with background("batches") as worker:
         try:
             for chunk in chunks:
                 pending.append(worker.submit(make, chunk))

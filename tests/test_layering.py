@@ -28,6 +28,7 @@ SHARED = {
     "edgekd.batches",
     "edgekd._sampling",  # batches, and the engine's share of them
     "edgekd._step_clock",  # the engine, and what a step runs through
+    "edgekd._background",  # batches, image files, the cache, the engine's checkpoint
     "edgekd._group",  # everything that several processes do together
     "edgekd._messages",  # the tensors among it
     "edgekd.weights",
@@ -318,6 +319,22 @@ def test_only_the_command_line_reads_arguments_and_ends_the_process() -> None:
     assert {name for name in users if not name.startswith("edgekd.cli")} <= {
         "edgekd.devices._arm64_run",
         "edgekd.agent.cold",
+    }
+
+
+def test_threads_that_compute_come_from_one_place() -> None:
+    makers: dict[str, set[str]] = {"ThreadPoolExecutor": set(), "Thread": set()}
+    for module in MODULES.values():
+        for call in calls(module):
+            if (name := call.rpartition(".")[2]) in makers:
+                makers[name].add(module.name)
+    # any other's operations of torch would get threads of OpenMP, and the training would sleep between its own
+    assert makers["ThreadPoolExecutor"] == {"edgekd._background"}
+    assert makers["Thread"] <= {  # these only read sensors, talk to devices and services, or are told a number
+        "edgekd._background",
+        "edgekd._trackers",
+        "edgekd.devices._gpu_place",
+        "edgekd.devices._watching",
     }
 
 

@@ -7,7 +7,6 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from edgekd._background import background
 from edgekd.datasets._resize import resized
 from edgekd.errors import DataError
 
@@ -111,7 +111,7 @@ def in_threads(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[O
     if workers <= 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    with background("images", workers) as pool:
         yield from pool.map(function, items)
 
 
