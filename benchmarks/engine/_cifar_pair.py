@@ -37,6 +37,7 @@ class Work:
         teacher, student: depths of the two networks, 6 n + 2.
         classes: K.
         seed: of weights and images.
+        threads: of the processor.
         lr, momentum, weight_decay: of SGD with Nesterov's momentum.
     """
 
@@ -48,6 +49,7 @@ class Work:
     student: int = 8
     classes: int = 10
     seed: int = 0
+    threads: int = 1
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4

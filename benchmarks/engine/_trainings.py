@@ -110,9 +110,18 @@ def trained(
     settings: TrainSettings | None = None,
     hooks: Hooks | None = None,
     compute: ComputeSettings = COMPUTE,
+    checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> FitResult:
     """One training; `on_epoch` is added to the hooks."""
     given = hooks or Hooks()
     together = Hooks(on_step=given.on_step, on_epoch=on_epoch, set_training=given.set_training, terms=given.terms)
-    return fit(method, batches, settings=settings or settings_of(work), compute=compute, seed=work.seed, hooks=together)
+    return fit(
+        method,
+        batches,
+        settings=settings or settings_of(work),
+        compute=compute,
+        seed=work.seed,
+        checkpoint=checkpoint,
+        hooks=together,
+    )

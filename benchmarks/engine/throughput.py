@@ -1,10 +1,11 @@
 """Images per second of distillation: from a warm cache, with the teacher at work, by hand, and by torchdistill.
 
 The teacher needs at least five times the student's operations. Every way trains the same pair, from the same weights,
-on the same images, in the same batches, with SGD, cross entropy and softened probabilities, in float32 on one thread.
-Each is a process of its own; they take turns, one epoch each, so that no two ever run at once. `by_hand` makes its
-batches by edgekd's own loader; torchdistill, in an environment of its own, by torch's. Time is that of an epoch's
-steps, waiting for data included: what edgekd's own profile says, and the clock around the other loops.
+on the same images, in the same batches, with SGD, cross entropy and softened probabilities, in float32, with as many
+threads as `--threads` says. edgekd's ways write their checkpoint after every epoch, as they do for a recipe. Each way
+is a process of its own; they take turns, one epoch each, so that no two ever run at once. `by_hand` makes its batches
+by edgekd's own loader; torchdistill, in an environment of its own, by torch's. Time is that of an epoch's steps,
+waiting for data included: what edgekd's own profile says, and the clock around the other loops.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> Path:
         rounds, facts = measured(commands(options, work, Path(folder)), options, Path(folder))
         kept = bytes_per_view(work, Path(folder) / "cache") if "cached" in rounds else None
     results = {
-        "threads": 1,
+        "threads": options.threads,
         "n": options.rounds,
         "work": {key: getattr(work, key) for key in ("batch", "steps", "views", "teacher", "student", "classes")},
         "forward_flops": {**operations, "teacher_over_student": operations["teacher"] / operations["student"]},
@@ -85,6 +86,7 @@ def work_of(options: argparse.Namespace) -> Work:
         teacher=options.teacher,
         student=options.student,
         seed=options.seed,
+        threads=options.threads,
     )
     if forward_flops(teacher_of(work)) < TIMES_THE_STUDENT * forward_flops(student_of(work).eval()):
         raise SystemExit(f"the teacher must need {TIMES_THE_STUDENT:g} times the student's operations or more")
@@ -183,6 +185,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="of an epoch")
     parser.add_argument("--teacher", type=int, default=32, help="depth of the residual network, 6 n + 2")
     parser.add_argument("--student", type=int, default=8, help="the same")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--environments", type=Path, default=cache_folder() / "environments", help="of peers")
     parser.add_argument("--python", type=Path, help="an interpreter with torch, torchvision and torchdistill, instead")

@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("work", type=Work.of)
     parser.add_argument("--channels-last", action="store_true", help="both networks and the inputs")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     turns, work = Turns(), options.work
+    torch.set_num_threads(work.threads)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     turns.say(way="by_hand_channels_last" if options.channels_last else "by_hand", torch=torch.__version__)
     with contextlib.suppress(Stopped):

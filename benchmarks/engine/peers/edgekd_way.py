@@ -28,10 +28,13 @@ def main() -> None:
     parser.add_argument("work", type=Work.of)
     parser.add_argument("--folder", type=Path, required=True, help="where the cache lies")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.work.threads)
     turns, batches = Turns(), batches_of(options.work)
     method = method_of(options.way, options.work, batches, options.folder)
-    run(options.way, method, options.work, batches, turns)
+    compute = COMPUTE.model_copy(update={"threads": options.work.threads})
+    # with its checkpoint after every epoch, as every training of a recipe: its thread works beside the steps
+    checkpoint = options.folder.parent / f"{options.way}.checkpoint"
+    run(options.way, method, options.work, batches, turns, compute=compute, checkpoint=checkpoint)
 
 
 def run(
@@ -43,6 +46,7 @@ def run(
     settings: TrainSettings | None = None,
     hooks: Hooks | None = None,
     compute: ComputeSettings = COMPUTE,
+    checkpoint: Path | None = None,
 ) -> None:
     """One epoch a turn; between two turns the clock of the training stands still."""
 
@@ -61,7 +65,16 @@ def run(
     turns.say(way=way, torch=torch.__version__)
     with contextlib.suppress(Stopped):
         turns.wait()
-        trained(method, work, batches, settings=settings, hooks=hooks, compute=compute, on_epoch=on_epoch)
+        trained(
+            method,
+            work,
+            batches,
+            settings=settings,
+            hooks=hooks,
+            compute=compute,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
 
 
 if __name__ == "__main__":

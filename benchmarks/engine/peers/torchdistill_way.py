@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Work.of)
     work = parser.parse_args().work
-    torch.set_num_threads(1)
+    torch.set_num_threads(work.threads)
     turns = Turns()
     logging.disable(logging.WARNING)
     import_torchvision()
