@@ -30,6 +30,8 @@ def _compute_alone() -> None:
     # one at a time: between the two settings a new thread would take the 1 for what the process wants
     with _SETTING:
         wanted = torch.get_num_threads()
+        if wanted == 1:
+            return
         torch.set_num_threads(1)
         # that is this thread's number, and from here on every new thread's as well; another thread puts the latter back
         back = threading.Thread(target=torch.set_num_threads, args=(wanted,))
